@@ -1,0 +1,48 @@
+"""The policy card: everything needed to run a trained policy and to train it again."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mrvlm_sim.cards import Card
+from mrvlm_sim.models import NetworkConfig
+from mrvlm_sim.vision import Pyramid
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class TrainingRecipe(Card):
+    """Behaviour cloning: the budget and the optimiser's settings."""
+
+    method: Literal["bc"]
+    demonstrations: PositiveInt  # episodes
+    demonstration_seed: Seed
+    updates: PositiveInt
+    batch: PositiveInt
+    learning_rate: Positive  # peak
+    weight_decay: Annotated[float, Field(ge=0)]
+    landmark_weight: Annotated[float, Field(ge=0)]
+    seed: Seed
+
+
+class Weights(Card):
+    """What is in `model.safetensors`, and what made it."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    minutes: Positive  # of training
+    device: str
+    versions: dict[str, str]
+
+
+class PolicyCard(Card):
+    """`policy.toml`; an arm that was not trained yet has no `[weights]`."""
+
+    summary: str
+    environment: str
+    execute: PositiveInt  # actions of each chunk that are carried out before the policy looks again
+    cameras: Annotated[dict[str, Pyramid], Field(min_length=1)]
+    network: NetworkConfig
+    training: TrainingRecipe
+    weights: Weights | None = None

@@ -1,0 +1,31 @@
+"""Sizes of a network, as they stand on a policy's card."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mrvlm_sim.cards import Card
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class NetworkConfig(Card):
+    """A ViT with one of three fusions and an action-chunk head."""
+
+    fusion: Literal["sequence", "embedded", "cross"]
+    width: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    mlp_ratio: PositiveInt = 4
+    fusion_depth: PositiveInt = 2  # cross-attention blocks; only the `cross` fusion has them
+    instruction_tokens: PositiveInt = 4
+    chunk: PositiveInt  # actions predicted at once
+    action_size: PositiveInt
+    proprio_size: PositiveInt
+    landmarks: PositiveInt  # points regressed by the auxiliary head, in training only
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, not {self.width} with {self.heads} heads")
+        return self

@@ -1,0 +1,69 @@
+"""The one network of all arms: patches, fusion, trunk, heads."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mrvlm_sim.models.config import NetworkConfig
+from mrvlm_sim.models.fusion import FUSIONS
+from mrvlm_sim.models.instruction import InstructionEncoder
+from mrvlm_sim.models.vit import MLP, Block
+from mrvlm_sim.vision import Pyramid
+
+LANDMARK_SCALE = 0.1  # metres per unit of the auxiliary head
+
+
+class PolicyNetwork(nn.Module):
+    """Token observations to a chunk of actions.
+
+    Inputs of `forward`, for cameras with N tokens in all:
+        tokens: per camera (B, N_camera, patch*patch*3), pixel values in [0, 1], float
+        boxes: per camera (B, N_camera, 4) = u, v, h, level
+        proprio: (B, proprio_size), in the units of the environment (normalised inside)
+        words: int64 (B, MAX_WORDS), from `encode_words`
+    Returns the actions (B, chunk, action_size), unclipped, and the landmarks (B, K, 3) in metres.
+    """
+
+    def __init__(self, pyramids: Mapping[str, Pyramid], config: NetworkConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.config, self.cameras = config, list(pyramids)
+        self.register_buffer("proprio_mean", torch.zeros(config.proprio_size))
+        self.register_buffer("proprio_std", torch.ones(config.proprio_size))
+        self.patches = nn.ModuleDict({name: nn.Linear(p.patch**2 * 3, width) for name, p in pyramids.items()})
+        self.camera = nn.ParameterDict({name: 0.02 * torch.randn(width) for name in pyramids})
+        self.instruction = InstructionEncoder(width, config.instruction_tokens)
+        self.proprio = nn.Linear(config.proprio_size, width)
+        self.readout = nn.Parameter(0.02 * torch.randn(width))
+        levels = np.concatenate([pyramid.token_levels for pyramid in pyramids.values()]).tolist()
+        self.fusion = FUSIONS[config.fusion](levels, config)
+        self.trunk = nn.Sequential(*(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(width)
+        self.action_head = MLP(width, 2 * width, config.chunk * config.action_size)
+        self.landmark_head = nn.Linear(width, 3 * config.landmarks)
+
+    def forward(
+        self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        context = self.embed_context(proprio, words)
+        sequence = self.fusion(self.embed_patches(tokens), torch.cat([boxes[c] for c in self.cameras], 1), context)
+        return self.heads(self.trunk(sequence))
+
+    def embed_patches(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Patches of all cameras as (B, N, width)."""
+        embedded = [self.patches[c]((tokens[c] - 0.5) / 0.25) + self.camera[c] for c in self.cameras]
+        return torch.cat(embedded, dim=1)
+
+    def embed_context(self, proprio: Tensor, words: Tensor) -> Tensor:
+        """Readout, proprioception and instruction as tokens: (B, 2 + instruction_tokens, width)."""
+        body = self.proprio((proprio - self.proprio_mean) / self.proprio_std)
+        readout = self.readout.expand(len(body), 1, -1)
+        return torch.cat([readout, body[:, None], self.instruction(words)], dim=1)
+
+    def heads(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions and landmarks, both read from the first token of the sequence (B, M, width)."""
+        readout = self.norm(sequence[:, 0])
+        actions, landmarks = self.action_head(readout).float(), self.landmark_head(readout).float()
+        return actions.unflatten(1, (self.config.chunk, -1)), LANDMARK_SCALE * landmarks.unflatten(1, (-1, 3))

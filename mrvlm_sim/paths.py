@@ -1,0 +1,24 @@
+"""Where the cards and results lie: beside the package in a checkout, inside it in an installed wheel."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+CHECKOUT = PACKAGE.parent
+
+
+def data_folder(name: str) -> Path:
+    """The folder `envs` or `policies`, from the checkout if there is one, else from the wheel."""
+    in_checkout = CHECKOUT / name
+    if (CHECKOUT / "pyproject.toml").is_file() and in_checkout.is_dir():
+        return in_checkout
+    return PACKAGE / "_data" / name
+
+
+def cards_in(folder: str, file_name: str) -> dict[str, Path]:
+    """Every card of one kind, by the name of the folder that holds it."""
+    return {path.parent.name: path for path in sorted(data_folder(folder).glob(f"*/{file_name}"))}
+
+
+def runs_folder() -> Path:
+    """Where this user's runs go: `results/runs` under the current folder."""
+    return Path("results") / "runs"

@@ -1,0 +1,1 @@
+"""The simulator: arm, scene, cameras and the Gymnasium environment that all tasks share."""

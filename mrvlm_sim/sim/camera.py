@@ -1,0 +1,86 @@
+"""Off-screen cameras with both sources of views: cut from the sensor frame, or rendered level by level.
+
+`Renderer.views` draws every box through its own off-axis frustum, side by side in one buffer that is read once.
+"""
+
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+from mujoco.gl_context import GLContext
+
+
+class Renderer:
+    """Renders any camera of one model; images are uint8 (height, width, 3), upper row first."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        self.model = model
+        self._width, self._height = 0, 0
+        self._context: GLContext | None = None
+        self._option = mujoco.MjvOption()
+        self._option.sitegroup[:] = 0
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def frame(self, data: mujoco.MjData, camera: str, size: int) -> np.ndarray:
+        """The whole sensor frame, uint8 (size, size, 3)."""
+        return self.views(data, camera, np.array([[0.0, 0.0, 1.0]]), (size,))[0]
+
+    def picture(self, data: mujoco.MjData, camera: str, width: int, height: int) -> np.ndarray:
+        """A plain rectangular picture, uint8 (height, width, 3)."""
+        self._prepare(width, height)
+        self._aim(data, camera)
+        rect = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(rect, self._scene, self._gl)
+        return self._read(rect)
+
+    def views(self, data: mujoco.MjData, camera: str, boxes: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+        """One square image per box (u, v, h) of the frame, each `sizes[i]` pixels wide."""
+        total, tallest = sum(sizes), max(sizes)
+        self._prepare(total, tallest)
+        self._aim(data, camera)
+        half = self._scene.camera[0].frustum_top
+        ends = np.cumsum(sizes)
+        for (u, v, h), size, end in zip(boxes, sizes, ends, strict=True):
+            for eye in self._scene.camera:
+                eye.frustum_center, eye.frustum_width = u * half, h * half
+                eye.frustum_bottom, eye.frustum_top = (-v - h) * half, (-v + h) * half
+            mujoco.mjr_render(mujoco.MjrRect(end - size, 0, size, size), self._scene, self._gl)
+        strip = self._read(mujoco.MjrRect(0, 0, total, tallest))
+        return [strip[tallest - s :, e - s : e] for s, e in zip(sizes, ends, strict=True)]
+
+    def close(self) -> None:
+        """Free the GL context; the renderer can be used again and makes a new one."""
+        if self._context is not None:
+            self._context.make_current()
+            self._gl.free()
+            self._context.free()
+            self._context = None
+            self._width = self._height = 0
+
+    def _aim(self, data: mujoco.MjData, camera: str) -> None:
+        self._camera.fixedcamid = self.model.camera(camera).id
+        mujoco.mjv_updateScene(
+            self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+
+    def _prepare(self, width: int, height: int) -> None:
+        """Make this renderer's context current, with a buffer of at least width x height."""
+        if self._context is not None and width <= self._width and height <= self._height:
+            self._context.make_current()
+            return
+        width, height = max(width, self._width), max(height, self._height)
+        self.close()
+        self._width, self._height = width, height
+        self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
+        self._context = GLContext(width, height)
+        self._context.make_current()
+        self._gl = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)
+
+    def _read(self, rect: mujoco.MjrRect) -> np.ndarray:
+        image = np.empty((rect.height, rect.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(image, None, rect, self._gl)
+        return image[::-1]

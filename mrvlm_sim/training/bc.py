@@ -1,0 +1,175 @@
+"""Behaviour cloning: one recipe for every arm, resumable to the bit.
+
+Every update draws its batch and its jitter from a generator named by (seed, update), so a run that was interrupted
+goes on as if it had not been.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrvlm_sim.agents.card import PolicyCard
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.models import PolicyNetwork, encode_words
+from mrvlm_sim.models.network import LANDMARK_SCALE
+from mrvlm_sim.training.demos import Demonstrations
+from mrvlm_sim.training.views import MarginViews
+
+HELD_OUT = 0.05  # of the episodes, for the curves
+CHECK_FRAMES = 256
+WARM_UP = 0.05  # of the updates
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the training device; `valid` (B, chunk) marks the actions before the episode's end."""
+
+    tokens: dict[str, Tensor]
+    boxes: dict[str, Tensor]
+    proprio: Tensor
+    words: Tensor
+    actions: Tensor
+    valid: Tensor
+    landmarks: Tensor
+
+
+class Dataset:
+    """Demonstrations through the eyes of one arm."""
+
+    def __init__(self, demos: Demonstrations, views: dict[str, MarginViews], chunk: int, device: torch.device) -> None:
+        self.demos, self.views, self.chunk, self.device = demos, views, chunk, device
+        frames = np.arange(len(demos.episode))
+        held_out = demos.episode >= np.ceil(len(demos.reset_seeds) * (1 - HELD_OUT))
+        self.train_frames, self.check_frames = frames[~held_out], frames[held_out]
+        self.words = encode_words(demos.instructions.tolist())
+        self.last_frame = np.searchsorted(demos.episode, demos.episode, side="right") - 1
+
+    def sample(self, frames: np.ndarray, size: int, rng: np.random.Generator) -> Batch:
+        """`size` frames drawn from `frames` with replacement, freshly jittered."""
+        demos, device = self.demos, self.device
+        chosen = rng.choice(frames, size)
+        seen = {camera: views.tokens(chosen, rng) for camera, views in self.views.items()}
+        ahead = chosen[:, None] + np.arange(self.chunk)
+        last = self.last_frame[chosen][:, None]
+        return Batch(
+            tokens={c: torch.from_numpy(tokens).to(device).float() / 255 for c, (tokens, _) in seen.items()},
+            boxes={c: torch.from_numpy(boxes).to(device) for c, (_, boxes) in seen.items()},
+            proprio=torch.from_numpy(demos.proprio[chosen]).to(device),
+            words=self.words[demos.episode[chosen]].to(device),
+            actions=torch.from_numpy(demos.actions[np.minimum(ahead, last)]).to(device),
+            valid=torch.from_numpy(ahead <= last).to(device),
+            landmarks=torch.from_numpy(demos.landmarks[chosen]).to(device),
+        )
+
+
+def losses(network: PolicyNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean absolute error of the actions, and smooth L1 of the landmarks in units of LANDMARK_SCALE."""
+    with torch.autocast(batch.proprio.device.type, torch.bfloat16):
+        actions, landmarks = network(batch.tokens, batch.boxes, batch.proprio, batch.words)
+    weight = batch.valid[..., None].float()
+    action_loss = ((actions - batch.actions).abs() * weight).sum() / (weight.sum() * actions.shape[-1])
+    landmark_loss = F.smooth_l1_loss(landmarks / LANDMARK_SCALE, batch.landmarks / LANDMARK_SCALE, beta=0.1)
+    return action_loss, landmark_loss
+
+
+class Trainer:
+    """Holds network and optimiser; `run` goes on from wherever the last checkpoint was."""
+
+    def __init__(self, card: PolicyCard, dataset: Dataset, folder: Path) -> None:
+        self.card, self.dataset, self.folder = card, dataset, folder
+        recipe = card.training
+        torch.manual_seed(recipe.seed)
+        self.network = PolicyNetwork(card.cameras, card.network).to(dataset.device)
+        proprio = dataset.demos.proprio[dataset.train_frames]
+        self.network.proprio_mean.copy_(torch.from_numpy(proprio.mean(0)))
+        self.network.proprio_std.copy_(torch.from_numpy(proprio.std(0) + 1e-3))
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.update, self.seconds = 0, 0.0
+        if self.checkpoint.exists():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def run(self, log: Callable[[int, dict[str, float]], None], log_every: int = 100, save_every: int = 500) -> None:
+        """Train to the last update; `log` receives the mean training losses and, when saving, the held-out errors."""
+        recipe, running = self.card.training, []
+        while self.update < recipe.updates:
+            started = time.perf_counter()
+            running.append(self._step())
+            self.seconds += time.perf_counter() - started
+            figures = {}
+            if self.update % log_every == 0 or self.update == recipe.updates:
+                means = np.mean(running, axis=0)
+                figures = {"train/action": means[0], "train/landmark": means[1], "train/seconds": self.seconds}
+                running = []
+            if self.update % save_every == 0 or self.update == recipe.updates:
+                figures |= self.check()
+                self.save()
+            if figures:
+                log(self.update, figures)
+
+    def check(self) -> dict[str, float]:
+        """Errors on held-out episodes, always the same frames and jitter."""
+        frames = self.dataset.check_frames
+        if len(frames) == 0:
+            return {}
+        batch = self.dataset.sample(frames, CHECK_FRAMES, np.random.default_rng(0))
+        with torch.no_grad(), torch.autocast(batch.proprio.device.type, torch.bfloat16):
+            actions, landmarks = self.network(batch.tokens, batch.boxes, batch.proprio, batch.words)
+        error = (landmarks - batch.landmarks).norm(dim=-1).mean(0)
+        figures = {f"check/landmark{i}_mm": 1000 * e for i, e in enumerate(error.tolist())}
+        return {"check/action": (actions - batch.actions).abs()[batch.valid].mean().item(), **figures}
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        state = {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save({**state, "update": self.update, "seconds": self.seconds, "card": self._identity()}, partial)
+        partial.rename(self.checkpoint)
+
+    def _step(self) -> tuple[float, float]:
+        recipe = self.card.training
+        rng = np.random.default_rng([recipe.seed, self.update])
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * schedule(self.update / recipe.updates)
+        action_loss, landmark_loss = losses(
+            self.network, self.dataset.sample(self.dataset.train_frames, recipe.batch, rng)
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        (action_loss + recipe.landmark_weight * landmark_loss).backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.update += 1
+        return action_loss.item(), landmark_loss.item()
+
+    def _resume(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location=self.dataset.device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise UserError(f"{self.checkpoint} is truncated or damaged; delete it to start again") from error
+        if state["card"] != self._identity():
+            raise UserError(f"{self.checkpoint} belongs to another card or recipe; choose another --output")
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.update, self.seconds = state["update"], state["seconds"]
+
+    def _identity(self) -> str:
+        return self.card.model_dump_json(exclude={"weights", "summary"})
+
+
+def schedule(done: float) -> float:
+    """Learning rate over its peak: linear warm-up, then half a cosine down to 0."""
+    if done < WARM_UP:
+        return done / WARM_UP + 1e-3
+    return 0.5 * (1 + float(np.cos(np.pi * (done - WARM_UP) / (1 - WARM_UP))))

@@ -1,0 +1,7 @@
+"""Pyramids, jitter and tokens: pure geometry on frames; knows no simulator."""
+
+from mrvlm_sim.vision.jitter import Jitter, JitterProcess
+from mrvlm_sim.vision.pyramid import Pyramid
+from mrvlm_sim.vision.tokens import cut, patchify, quantise, tokenise, unpatchify
+
+__all__ = ["Jitter", "JitterProcess", "Pyramid", "cut", "patchify", "quantise", "tokenise", "unpatchify"]

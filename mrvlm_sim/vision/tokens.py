@@ -1,0 +1,60 @@
+"""From frame to tokens: cut, average down, patchify. The same code runs on numpy arrays and torch tensors.
+
+In torch every step is differentiable from the frame to the tokens, which is what attacks need.
+"""
+
+from typing import TypeVar
+
+import numpy as np
+from einops import rearrange, reduce
+
+from mrvlm_sim.vision.pyramid import Pyramid
+
+Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor
+
+
+def cut(frame: Array, origins: np.ndarray, pyramid: Pyramid) -> list[Array]:
+    """Views of one frame (frame_size, frame_size, 3): for each level (view, view, 3), the exact area mean.
+
+    Floating-point frames give floating-point views; uint8 frames give float64 views in [0, 255].
+    """
+    views = []
+    for (x, y), size, factor in zip(origins.tolist(), pyramid.cutout_sizes, pyramid.factors, strict=True):
+        cutout = frame[y : y + size, x : x + size]  # type: ignore[index]
+        views.append(cutout if factor == 1 else _area_mean(cutout, factor))
+    return views
+
+
+def _area_mean(image: Array, factor: int) -> Array:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        # Sums of whole strided images of integers: exact, and several times faster than a mean of floats.
+        rows = sum(image[i::factor].astype(np.uint16) for i in range(factor))
+        return sum(rows[:, i::factor] for i in range(factor)) / factor**2
+    return reduce(image, "(h f) (w g) c -> h w c", "mean", f=factor, g=factor)
+
+
+def quantise(view: np.ndarray) -> np.ndarray:
+    """Views in [0, 255] rounded to uint8, as a camera would deliver them."""
+    return view if view.dtype == np.uint8 else np.rint(view).astype(np.uint8)
+
+
+def patchify(views: list[Array], patch: int) -> list[Array]:
+    """Views (..., view, view, 3) as tokens (..., grid * grid, patch * patch * 3), row by row, per level."""
+    return [rearrange(v, "... (y p) (x q) c -> ... (y x) (p q c)", p=patch, q=patch) for v in views]
+
+
+def unpatchify(tokens: Array, pyramid: Pyramid) -> list[Array]:
+    """The inverse of `patchify` on the concatenated tokens (..., tokens, patch * patch * 3)."""
+    views, start = [], 0
+    for grid in pyramid.grids:
+        level = tokens[..., start : start + grid**2, :]  # type: ignore[index]
+        views.append(
+            rearrange(level, "... (y x) (p q c) -> ... (y p) (x q) c", y=grid, p=pyramid.patch, q=pyramid.patch)
+        )
+        start += grid**2
+    return views
+
+
+def tokenise(views: list[np.ndarray], pyramid: Pyramid) -> np.ndarray:
+    """Views of one frame as the token observation, uint8 (tokens, patch * patch * 3)."""
+    return np.concatenate(patchify([quantise(view) for view in views], pyramid.patch))

@@ -1,0 +1,5 @@
+"""Gymnasium wrappers."""
+
+from mrvlm_sim.wrappers.tokens import MultiResolutionTokens
+
+__all__ = ["MultiResolutionTokens"]

@@ -1,0 +1,124 @@
+"""The wrapper that turns camera frames into jittered multi-resolution token observations."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.sim.env import ManipulationEnv, Observation
+from mrvlm_sim.vision import JitterProcess, Pyramid, cut, tokenise
+
+Source = Literal["sensor", "nested"]
+Frames = dict[str, np.ndarray]  # camera -> uint8 (S, S, 3)
+FrameHook = Callable[[Frames, Observation], Frames]
+
+
+class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray]):
+    """Adds `<camera>/tokens` uint8 (N, patch*patch*3) and `<camera>/boxes` float32 (N, 4) = u, v, h, level.
+
+    Args:
+        env: a `ManipulationEnv`, wrapped or not.
+        pyramids: the pyramid of each camera that is looked through.
+        source: `nested` renders every level through its own frustum (fast); `sensor` renders the whole frame,
+            lets `frame_hook` change it (attacks, corruptions), and cuts it (the reference).
+        frame_hook: called with the sensor frames and the observation without pictures, before any cut.
+        frame_interval: look once in this many steps and repeat the last tokens in between, for policies that
+            act in chunks. Jitter moves with every look.
+        jitter_rng: where jitter comes from; the environment's own generator if not given.
+
+    Raises:
+        UserError: unknown camera or source, a hook without the sensor, or an environment without cameras.
+
+    >>> import gymnasium, mrvlm_sim
+    >>> from mrvlm_sim.vision import Pyramid
+    >>> env = gymnasium.make("mrvlm_sim/PickPlace-v0")
+    >>> env = MultiResolutionTokens(env, {"wrist": Pyramid(frame_size=256, patch=16, grids=(4, 4, 4))})
+    >>> observation, info = env.reset(seed=0)
+    >>> observation["wrist/tokens"].shape, observation["wrist/boxes"].shape
+    ((48, 768), (48, 4))
+    >>> env.close()
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Observation, np.ndarray],
+        pyramids: Mapping[str, Pyramid],
+        source: Source = "nested",
+        frame_hook: FrameHook | None = None,
+        frame_interval: int = 1,
+        jitter_rng: np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(env)
+        base = env.unwrapped
+        if not isinstance(base, ManipulationEnv):
+            raise UserError(f"MultiResolutionTokens wraps environments of this suite, not {type(base).__name__}")
+        for camera in pyramids:
+            if camera not in base.cameras:
+                raise unknown_name("camera", camera, base.cameras)
+        if source not in ("sensor", "nested"):
+            raise unknown_name("source", source, ("sensor", "nested"))
+        if frame_hook is not None and source != "sensor":
+            raise UserError("a frame_hook changes sensor frames, so it needs source='sensor', not 'nested'")
+        if frame_interval < 1:
+            raise UserError(f"frame_interval must be at least 1, not {frame_interval}")
+        self.base, self.pyramids, self.source = base, dict(pyramids), source
+        self.frame_hook, self.frame_interval, self.jitter_rng = frame_hook, frame_interval, jitter_rng
+        self.observation_space = _with_tokens(base.observation_space, self.pyramids)
+        self.views: dict[str, list[np.ndarray]] = {}  # what was last seen, level by level
+        self.origins: dict[str, np.ndarray] = {}
+        self._steps = 0
+        self._seen: Observation = {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        rng = self.jitter_rng if self.jitter_rng is not None else self.base.np_random
+        self._jitter = {name: JitterProcess(p.jitter, p.levels, rng) for name, p in self.pyramids.items()}
+        self._steps = 0
+        return self._look(observation), info
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._steps += 1
+        over = terminated or truncated
+        if self._steps % self.frame_interval == 0 and not over:
+            observation = self._look(observation)
+        else:
+            observation = observation | self._seen
+        return observation, float(reward), terminated, truncated, info
+
+    def _look(self, observation: Observation) -> Observation:
+        self.origins = {name: p.place(self._jitter[name].next()) for name, p in self.pyramids.items()}
+        self.views = self._nested() if self.source == "nested" else self._cut(observation)
+        self._seen = {}
+        for name, pyramid in self.pyramids.items():
+            self._seen[f"{name}/tokens"] = tokenise(self.views[name], pyramid)
+            self._seen[f"{name}/boxes"] = pyramid.token_boxes(self.origins[name])
+        return observation | self._seen
+
+    def _nested(self) -> dict[str, list[np.ndarray]]:
+        render, data = self.base.renderer.views, self.base.scene.data
+        return {
+            name: render(data, name, pyramid.boxes(self.origins[name]), pyramid.view_sizes)
+            for name, pyramid in self.pyramids.items()
+        }
+
+    def _cut(self, observation: Observation) -> dict[str, list[np.ndarray]]:
+        render, data = self.base.renderer.frame, self.base.scene.data
+        frames = {name: render(data, name, pyramid.frame_size) for name, pyramid in self.pyramids.items()}
+        if self.frame_hook is not None:
+            frames = self.frame_hook(frames, observation)
+        return {name: cut(frames[name], self.origins[name], p) for name, p in self.pyramids.items()}
+
+
+def _with_tokens(space: spaces.Space, pyramids: dict[str, Pyramid]) -> spaces.Dict:
+    assert isinstance(space, spaces.Dict)
+    added: dict[str, spaces.Space] = {}
+    for name, pyramid in pyramids.items():
+        low = np.tile(np.array([-1, -1, 0, 0], np.float32), (pyramid.tokens, 1))
+        high = np.tile(np.array([1, 1, 1, pyramid.levels - 1], np.float32), (pyramid.tokens, 1))
+        added[f"{name}/tokens"] = spaces.Box(0, 255, (pyramid.tokens, pyramid.patch**2 * 3), np.uint8)
+        added[f"{name}/boxes"] = spaces.Box(low, high, dtype=np.float32)
+    return spaces.Dict({**space.spaces, **added})
