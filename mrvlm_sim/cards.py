@@ -1,5 +1,6 @@
 """Cards: TOML files read into frozen, typed objects; whatever is wrong is named by file, key, value and rule."""
 
+import json
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,7 +33,7 @@ def read_card(path: Path, model: type[CardType]) -> CardType:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
     try:
-        return model.model_validate(values)
+        return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise UserError(explain(path, error, model)) from error
 

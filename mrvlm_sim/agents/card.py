@@ -1,8 +1,8 @@
 """The policy card: everything needed to run a trained policy and to train it again."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mrvlm_sim.cards import Card
 from mrvlm_sim.models import NetworkConfig
@@ -21,7 +21,8 @@ class TrainingRecipe(Card):
     demonstration_seed: Seed
     updates: PositiveInt
     batch: PositiveInt
-    learning_rate: Positive  # peak
+    matrix_rate: Positive  # peak learning rate of Muon, for the matrices of the transformer
+    learning_rate: Positive  # peak learning rate of AdamW, for everything else
     weight_decay: Annotated[float, Field(ge=0)]
     landmark_weight: Annotated[float, Field(ge=0)]
     seed: Seed
@@ -46,3 +47,11 @@ class PolicyCard(Card):
     network: NetworkConfig
     training: TrainingRecipe
     weights: Weights | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.execute > self.network.chunk:
+            raise ValueError(f"execute must be at most network.chunk = {self.network.chunk}, not {self.execute}")
+        if self.network.fusion == "cross" and all(pyramid.levels == 1 for pyramid in self.cameras.values()):
+            raise ValueError("fusion 'cross' needs a camera with at least two levels; use 'sequence' or 'embedded'")
+        return self

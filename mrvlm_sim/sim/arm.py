@@ -48,6 +48,12 @@ class Arm:
         data.ctrl[self.actuator_index] = self.joint_target
         data.ctrl[self.gripper_actuator] = MAX_OPENING / 2
 
+    def restore(self, data: mujoco.MjData) -> None:
+        """Take up the state that `data` was put into: targets are where the arm is and was told to go."""
+        self.joint_target = data.ctrl[self.actuator_index].copy()
+        self.opening = 2 * float(data.ctrl[self.gripper_actuator])
+        self.target, self.yaw = self.position(data), self.heading(data)
+
     def command(self, data: mujoco.MjData, action: np.ndarray) -> np.ndarray:
         """Joint targets (7,) for one action (5,) in [-1, 1]; sets the gripper: > 0 opens, < 0 closes, 0 holds."""
         fingertips = self.position(data)

@@ -3,6 +3,7 @@
 `Renderer.views` draws every box through its own off-axis frustum, side by side in one buffer that is read once.
 """
 
+import sys
 from collections.abc import Sequence
 
 import mujoco
@@ -59,6 +60,11 @@ class Renderer:
             self._context.free()
             self._context = None
             self._width = self._height = 0
+
+    def __del__(self) -> None:
+        # Left to chance, OpenGL objects would be freed in whatever context is current then: another renderer's.
+        if not sys.is_finalizing():
+            self.close()
 
     def _aim(self, data: mujoco.MjData, camera: str) -> None:
         self._camera.fixedcamid = self.model.camera(camera).id

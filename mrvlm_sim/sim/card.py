@@ -1,8 +1,8 @@
 """The environment card: everything about an environment that is a number rather than code."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mrvlm_sim.cards import Card
 from mrvlm_sim.paths import cards_in
@@ -24,6 +24,14 @@ class Workspace(Card):
     low: Vector
     high: Vector
     start: Vector
+
+    @model_validator(mode="after")
+    def _start_inside(self) -> Self:
+        if not all(low < start < high for low, start, high in zip(self.low, self.start, self.high, strict=True)):
+            raise ValueError(
+                f"start must lie between low and high on every axis: {self.low}, {self.start}, {self.high}"
+            )
+        return self
 
 
 class EnvironmentCard(Card):

@@ -32,7 +32,10 @@ class Task(Protocol):
         """Distances in metres, for `info`."""
 
     def landmarks(self, scene: Scene) -> np.ndarray:
-        """Where what matters is, from the fingertips, float32 (K, 3) in metres: for training only."""
+        """Where things are, seen from the fingertips, float32 (K, 3) in metres, NaN where there is none.
+
+        For the auxiliary loss of training only; a task gives the same K landmarks in every episode.
+        """
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         """The scripted expert's action (5,) from the true state."""
@@ -53,7 +56,7 @@ class ManipulationEnv(gymnasium.Env[Observation, np.ndarray]):
         self.card, self.task, self.render_mode = card, task, render_mode
         self.scene = Scene(folder, card)
         self.renderer = Renderer(self.scene.model)
-        self.observation_space = spaces.Dict(
+        self.observation_space: spaces.Dict = spaces.Dict(  # type: ignore[assignment]
             {
                 "proprio": spaces.Box(-np.inf, np.inf, (PROPRIO_SIZE,), np.float32),
                 "instruction": spaces.Box(0, 255, (INSTRUCTION_BYTES,), np.uint8),

@@ -41,6 +41,9 @@ class Scene:
         for i in range(1, self.substeps + 1):
             data.ctrl[self.arm.actuator_index] = start + (end - start) * min(1.0, i / (MOVING_PART * self.substeps))
             mujoco.mj_step(self.model, data)
+        # A step leaves positions of bodies and cameras where they were at its beginning.
+        mujoco.mj_kinematics(self.model, data)
+        mujoco.mj_camlight(self.model, data)
 
     # -- placing ------------------------------------------------------------------------------------------------
 

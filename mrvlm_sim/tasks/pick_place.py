@@ -1,9 +1,9 @@
 """Pick and place: put the named object on the named target, among distractors."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from mrvlm_sim.cards import Card
 from mrvlm_sim.errors import UserError
@@ -34,6 +34,19 @@ class Parameters(Card):
     max_yaw: Annotated[float, Field(ge=0)]
     start_noise: Annotated[float, Field(ge=0)]
 
+    @field_validator("objects")
+    @classmethod
+    def _fewest_first(cls, objects: tuple[int, int]) -> tuple[int, int]:
+        if objects[0] > objects[1]:
+            raise ValueError("must be [fewest, most]")
+        return objects
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not (self.area_low[0] < self.area_high[0] and self.area_low[1] < self.area_high[1]):
+            raise ValueError(f"area_low must lie below area_high on both axes: {self.area_low}, {self.area_high}")
+        return self
+
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "PickPlace":
     return PickPlace(parameters, card.workspace.start)
@@ -52,6 +65,8 @@ class PickPlace:
         count = int(rng.integers(parameters.objects[0], parameters.objects[1] + 1))
         places = self._scatter(rng, len(TARGETS) + count)
         object_colours, target_colours = (rng.permutation(list(COLOURS)).tolist() for _ in range(2))
+        self._objects = dict(zip(object_colours, OBJECTS[:count], strict=False))
+        self._targets = dict(zip(target_colours, TARGETS, strict=False))
         for name, place, colour in zip(TARGETS, places, target_colours, strict=False):
             scene.place_fixture(name, np.array([*place, 0.0005]))
             scene.paint(name, COLOURS[colour])
@@ -78,8 +93,12 @@ class PickPlace:
         }
 
     def landmarks(self, scene: Scene) -> np.ndarray:
-        here = scene.fingertips()
-        return np.stack([scene.position(name) - here for name in (OBJECTS[0], TARGETS[0])]).astype(np.float32)
+        """The named object and target, then the object and the target of each colour."""
+        places = [scene.position(OBJECTS[0]), scene.position(TARGETS[0])]
+        absent = np.full(3, np.nan)
+        for painted in (self._objects, self._targets):
+            places += [scene.position(painted[colour]) if colour in painted else absent for colour in COLOURS]
+        return (np.stack(places) - scene.fingertips()).astype(np.float32)
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)

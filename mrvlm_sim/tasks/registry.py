@@ -1,9 +1,9 @@
 """From an environment's name to a running environment: a folder in `envs/` and a module here are all it takes."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 
-import gymnasium
 from pydantic import ValidationError
 
 from mrvlm_sim.cards import explain, read_card
@@ -30,13 +30,6 @@ def make_env(name: str, render_mode: str | None = "rgb_array") -> ManipulationEn
     return ManipulationEnv(card, folder, _make_task(card, folder), render_mode)
 
 
-def register_environments() -> None:
-    """Make every environment known to `gymnasium.make` under the id on its card."""
-    for name in environment_cards():
-        card, _ = environment_card(name)
-        gymnasium.register(card.id, entry_point="mrvlm_sim.tasks.registry:make_env", kwargs={"name": name})
-
-
 def _make_task(card: EnvironmentCard, folder: Path) -> Task:
     path = folder / "env.toml"
     try:
@@ -45,7 +38,7 @@ def _make_task(card: EnvironmentCard, folder: Path) -> Task:
         rule = f"there must be a module mrvlm_sim/tasks/{card.task}.py"
         raise UserError(f"{path}: key 'task', value {card.task!r}: {rule}") from error
     try:
-        parameters = module.Parameters.model_validate(card.parameters)
+        parameters = module.Parameters.model_validate_json(json.dumps(card.parameters), strict=True)
     except ValidationError as error:
         raise UserError(explain(path, error, module.Parameters, prefix="parameters")) from error
     return module.build(card, parameters)

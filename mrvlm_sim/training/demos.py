@@ -4,6 +4,8 @@ Short bursts of a constant push knock the arm off its way; the label is always t
 state, so that recoveries are seen (in the spirit of DART, Laskey et al., 2017).
 """
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -50,11 +52,11 @@ class Demonstrations:
             UserError: there is no such file, or it is not a complete file of demonstrations.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 values = {field.name: file[field.name] for field in fields(cls)}
         except FileNotFoundError as error:
             raise UserError(f"no demonstrations at {path}; record them with `mrvlm-sim demos`") from error
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path} is not a complete file of demonstrations ({error}); record it again") from error
         return cls(**{**values, "environment": str(values["environment"]), "seed": int(values["seed"])})
 
@@ -63,6 +65,7 @@ class Demonstrations:
         spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_setState(env.scene.model, env.scene.data, self.states[frame], spec)
         env.scene.forward()
+        env.scene.arm.restore(env.scene.data)
 
 
 def record(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mrvlm_sim.errors import UserError
 from mrvlm_sim.tasks import make_env
 from mrvlm_sim.training.demos import Demonstrations
 from mrvlm_sim.vision import Pyramid, patchify
@@ -38,9 +39,14 @@ class MarginViews:
 
 def margins(pyramid: Pyramid) -> list[int]:
     """Width of each level's margin in view pixels: how far jitter can move its cutout."""
-    furthest = pyramid.place(np.full((pyramid.levels, 2), pyramid.jitter.amplitude))
-    reach = (furthest - pyramid.centred())[:, 0]
-    return [int(r) // factor for r, factor in zip(reach, pyramid.factors, strict=True)]
+    offsets = np.full((pyramid.levels, 2), pyramid.jitter.amplitude)
+    moves = [np.abs(pyramid.place(way * offsets) - pyramid.centred())[:, 0] for way in (-1, 1)]
+    reach = np.maximum(*moves)
+    broken = np.flatnonzero(reach % pyramid.factors)
+    if len(broken):
+        rule = f"level {broken[0]} must move by whole pixels of its own view for its jitter to be cut from a margin"
+        raise UserError(f"{rule}; its parents' factors must be multiples of its own, they are {pyramid.factors}")
+    return (reach // pyramid.factors).tolist()
 
 
 def margin_boxes(pyramid: Pyramid) -> tuple[np.ndarray, list[int]]:
@@ -76,7 +82,7 @@ def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: P
     files = [np.load(folder / f"{level}.npy", mmap_mode="r+") for level in range(pyramid.levels)]
     for episode in episodes:
         env.reset(seed=int(demos.reset_seeds[episode]))
-        for frame in np.flatnonzero(demos.episode == episode):
+        for frame in np.flatnonzero(demos.episode == episode).tolist():
             demos.restore(env, frame)
             for file, view in zip(files, env.renderer.views(env.scene.data, camera, boxes, sizes), strict=True):
                 file[frame] = view

@@ -30,7 +30,9 @@ class Jitter(Card):
 
     def stationary(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Offsets of independent frames, each as likely as a long run of `JitterProcess` would show it."""
-        return sum((rng.uniform(-size, size, shape) for size in (self.tremor, self.drift, self.saccade)), np.zeros(shape))
+        return sum(
+            (rng.uniform(-size, size, shape) for size in (self.tremor, self.drift, self.saccade)), np.zeros(shape)
+        )
 
 
 class JitterProcess:

@@ -66,7 +66,7 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observati
             raise UserError(f"frame_interval must be at least 1, not {frame_interval}")
         self.base, self.pyramids, self.source = base, dict(pyramids), source
         self.frame_hook, self.frame_interval, self.jitter_rng = frame_hook, frame_interval, jitter_rng
-        self.observation_space = _with_tokens(base.observation_space, self.pyramids)
+        self.observation_space = _with_tokens(base.observation_space, self.pyramids)  # type: ignore[assignment]
         self.views: dict[str, list[np.ndarray]] = {}  # what was last seen, level by level
         self.origins: dict[str, np.ndarray] = {}
         self._steps = 0
@@ -77,19 +77,19 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observati
         rng = self.jitter_rng if self.jitter_rng is not None else self.base.np_random
         self._jitter = {name: JitterProcess(p.jitter, p.levels, rng) for name, p in self.pyramids.items()}
         self._steps = 0
-        return self._look(observation), info
+        return self.look(observation), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
-        over = terminated or truncated
-        if self._steps % self.frame_interval == 0 and not over:
-            observation = self._look(observation)
+        if self._steps % self.frame_interval == 0 or terminated or truncated:
+            observation = self.look(observation)
         else:
             observation = observation | self._seen
         return observation, float(reward), terminated, truncated, info
 
-    def _look(self, observation: Observation) -> Observation:
+    def look(self, observation: Observation) -> Observation:
+        """Look anew, with the next jitter: the observation with fresh tokens and boxes."""
         self.origins = {name: p.place(self._jitter[name].next()) for name, p in self.pyramids.items()}
         self.views = self._nested() if self.source == "nested" else self._cut(observation)
         self._seen = {}

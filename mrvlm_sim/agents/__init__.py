@@ -1,0 +1,1 @@
+"""What can be evaluated: the Policy contract, trained networks and baselines."""

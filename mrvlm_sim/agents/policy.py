@@ -1,0 +1,98 @@
+"""What can be evaluated: anything with `reset` and `act`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.sim.env import ACTION_SIZE, ManipulationEnv, Observation, decode_instruction
+from mrvlm_sim.vision import Pyramid
+
+Observations = Mapping[str, Any]  # arrays with a leading axis of B episodes; `instruction` is a list of B strings
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a policy needs from the environment; compared with it before the first episode."""
+
+    cameras: Mapping[str, Pyramid] = field(default_factory=dict)
+    action_size: int = ACTION_SIZE
+    frame_interval: int = 1  # the policy looks at new tokens once in this many steps
+
+
+@dataclass(frozen=True)
+class EpisodeStart:
+    """What a policy is told when an episode begins; `rng` is its own stream of randomness."""
+
+    instruction: str
+    rng: np.random.Generator
+    env: ManipulationEnv  # for the scripted expert, which may look at the true state; others should not
+
+
+class Policy(Protocol):
+    """The contract, batched over B episodes that run in step. A class attribute or property `requirements`
+    (`Requirements`) may say what the policy needs; without it, it gets proprioception and instruction only."""
+
+    def reset(self, episodes: Sequence[EpisodeStart]) -> None:
+        """Begin B new episodes."""
+
+    def act(self, observations: Observations) -> np.ndarray:
+        """Actions (B, action_size) in [-1, 1] for one step of every episode."""
+
+
+def requirements_of(policy: Policy) -> Requirements:
+    """What the policy declares, or the default.
+
+    Raises:
+        UserError: it declares something that is not `Requirements`.
+    """
+    requirements = getattr(policy, "requirements", Requirements())
+    if not isinstance(requirements, Requirements):
+        raise UserError(f"{type(policy).__name__}.requirements must be Requirements, not {requirements!r}")
+    return requirements
+
+
+def check_compatible(policy: Policy, env: ManipulationEnv) -> None:
+    """Compare what the policy needs with what the environment gives.
+
+    Raises:
+        UserError: naming both sides.
+    """
+    needs, name = requirements_of(policy), type(policy).__name__
+    for method in ("reset", "act"):
+        if not callable(getattr(policy, method, None)):
+            raise UserError(f"a policy has the methods reset and act; {name} has no {method}")
+    for camera, pyramid in needs.cameras.items():
+        if camera not in env.cameras:
+            raise unknown_name(f"camera of {env.card.id}, asked for by {name},", camera, env.cameras)
+        if not isinstance(pyramid, Pyramid):
+            raise UserError(f"{name} asks for camera {camera!r} with {pyramid!r}; a Pyramid is expected")
+    if needs.action_size != ACTION_SIZE:
+        raise UserError(f"{name} gives actions of size {needs.action_size}, {env.card.id} takes {ACTION_SIZE}")
+    if needs.frame_interval < 1:
+        raise UserError(f"{name} has frame_interval {needs.frame_interval}; it must be at least 1")
+
+
+def batch_of_one(observation: Observation) -> dict[str, Any]:
+    """One observation as a batch, with the instruction as text."""
+    batch: dict[str, Any] = {key: value[None] for key, value in observation.items()}
+    batch["instruction"] = [decode_instruction(observation["instruction"])]
+    return batch
+
+
+def check_actions(actions: Any, batch: int) -> np.ndarray:
+    """The policy's answer as float (batch, ACTION_SIZE).
+
+    Raises:
+        ValueError: wrong shape, not finite, or beyond [-1, 1].
+    """
+    actions = np.asarray(actions)
+    if actions.shape != (batch, ACTION_SIZE):
+        raise ValueError(f"act must return shape {(batch, ACTION_SIZE)}, it returned {actions.shape}")
+    if not np.issubdtype(actions.dtype, np.number) or not np.isfinite(actions).all():
+        raise ValueError(f"act must return finite numbers, it returned {actions.tolist()}")
+    if np.abs(actions).max() > 1 + 1e-6:
+        raise ValueError(f"act must stay in [-1, 1], it returned {actions.tolist()}")
+    return actions

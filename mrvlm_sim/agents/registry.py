@@ -1,0 +1,72 @@
+"""From what stands after `--policy` to a policy."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
+from mrvlm_sim.agents.card import PolicyCard
+from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.agents.trained import CARD, load_trained
+from mrvlm_sim.cards import read_card
+from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.loading import load_object
+from mrvlm_sim.paths import cards_in
+
+BASELINES: dict[str, Callable[[], Policy]] = {"expert": ScriptedExpert, "random": RandomPolicy, "noop": NoOpPolicy}
+
+
+def arm_cards() -> dict[str, Path]:
+    """Path of every arm's card by the arm's name, trained or not."""
+    return cards_in("policies", CARD)
+
+
+def arm_card(name: str) -> tuple[PolicyCard, Path]:
+    """Card and folder of one arm.
+
+    Raises:
+        UserError: unknown arm, or malformed card.
+    """
+    cards = arm_cards()
+    if name not in cards:
+        raise unknown_name("arm", name, cards)
+    return read_card(cards[name], PolicyCard), cards[name].parent
+
+
+def shipped_arms(environment: str) -> list[str]:
+    """Names of the arms with weights for an environment."""
+    named = {name: read_card(path, PolicyCard) for name, path in arm_cards().items()}
+    return [name for name, card in named.items() if card.weights is not None and card.environment == environment]
+
+
+def load_policy(reference: str) -> Policy:
+    """A policy by the name of an arm or baseline, by `module:Class` or `file.py:Class`, or by its folder.
+
+    Raises:
+        UserError: nothing of that name, or it cannot be loaded.
+    """
+    if reference in BASELINES:
+        return BASELINES[reference]()
+    if reference in arm_cards():
+        return load_trained(arm_cards()[reference].parent)
+    if ":" in reference:
+        return _build(reference)
+    if Path(reference).is_dir():
+        return load_trained(Path(reference))
+    raise unknown_name("policy", reference, [*arm_cards(), *BASELINES])
+
+
+def _build(reference: str) -> Policy:
+    build = load_object(reference)
+    if not callable(build):
+        raise UserError(f"{reference} must be a class or function that makes a policy, not {type(build).__name__}")
+    try:
+        return build()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{reference}() failed: {type(error).__name__}: {error}") from error
+
+
+def policy_name(reference: str) -> str:
+    """How a policy is called in tables: the arm's, folder's or class's name."""
+    return reference.rpartition(":")[2] if ":" in reference else Path(reference).name

@@ -1,0 +1,108 @@
+"""Trained policies: a folder with a card and weights; loading one never unpickles."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import tomli_w
+import torch
+
+from mrvlm_sim.agents.card import PolicyCard, Weights
+from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
+from mrvlm_sim.cards import read_card
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.models import PolicyNetwork, encode_words
+from mrvlm_sim.sim.env import Observation, decode_instruction
+from mrvlm_sim.vision import cut, patchify
+
+CARD, WEIGHTS = "policy.toml", "model.safetensors"
+
+
+class TrainedPolicy:
+    """Runs a network in chunks: it looks once in `execute` steps and carries out what it decided in between."""
+
+    def __init__(self, card: PolicyCard, network: PolicyNetwork, device: torch.device) -> None:
+        self.card, self.device = card, device
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.requirements = Requirements(card.cameras, card.network.action_size, frame_interval=card.execute)
+
+    def reset(self, episodes: Sequence[EpisodeStart]) -> None:
+        self._words = encode_words([episode.instruction for episode in episodes]).to(self.device)
+        self._step = 0
+
+    def act(self, observations: Observations) -> np.ndarray:
+        ahead = self._step % self.card.execute
+        if ahead == 0:
+            self._chunk = self.decide(observations, self._words)
+        self._step += 1
+        return self._chunk[:, ahead]
+
+    @torch.inference_mode()
+    def decide(self, observations: Observations, words: torch.Tensor) -> np.ndarray:
+        """One forward: action chunks (B, chunk, action_size) for observations and instructions (`encode_words`)."""
+        tokens, boxes = {}, {}
+        for camera in self.card.cameras:
+            tokens[camera] = torch.from_numpy(observations[f"{camera}/tokens"]).to(self.device).float() / 255
+            boxes[camera] = torch.from_numpy(observations[f"{camera}/boxes"]).to(self.device)
+        proprio = torch.from_numpy(observations["proprio"]).to(self.device)
+        actions, _ = self.network(tokens, boxes, proprio, words)
+        return actions.clamp(-1, 1).cpu().numpy()
+
+    def action_chunks(
+        self, frames: Mapping[str, torch.Tensor], origins: Mapping[str, np.ndarray], observation: Observation
+    ) -> torch.Tensor:
+        """See `DifferentiablePolicy`: the same way from frame to action, without rounding."""
+        tokens, boxes = {}, {}
+        for camera, pyramid in self.card.cameras.items():
+            jitters = [cut(frames[camera], placed, pyramid) for placed in origins[camera]]
+            tokens[camera] = torch.stack([torch.cat(patchify(views, pyramid.patch)) for views in jitters])
+            boxes[camera] = torch.from_numpy(pyramid.token_boxes(origins[camera])).to(self.device)
+        count = len(next(iter(boxes.values())))
+        proprio = torch.from_numpy(observation["proprio"]).to(self.device).expand(count, -1)
+        words = encode_words([decode_instruction(observation["instruction"])]).to(self.device).expand(count, -1)
+        return self.network(tokens, boxes, proprio, words)[0]
+
+
+def load_trained(folder: Path, device: torch.device | None = None) -> TrainedPolicy:
+    """Load a policy folder.
+
+    Raises:
+        UserError: the card is malformed or untrained; the weights are missing, damaged, or not those of the card.
+    """
+    card = read_card(folder / CARD, PolicyCard)
+    path = folder / WEIGHTS
+    if card.weights is None or not path.is_file():
+        raise UserError(
+            f"{folder} has no trained weights; train them: "
+            f"mrvlm-sim train bc --env {card.environment} --arm {folder.name}"
+        )
+    found = sha256(path)
+    if found != card.weights.sha256:
+        raise UserError(f"{path}: sha256 is {found}, the card says {card.weights.sha256}; restore the file or retrain")
+    network = PolicyNetwork(card.cameras, card.network)
+    try:
+        network.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} does not fit the network on its card: {error}") from error
+    return TrainedPolicy(card, network, device or torch.device("cpu"))
+
+
+def save_trained(folder: Path, card: PolicyCard, network: PolicyNetwork, **made_by: Any) -> None:
+    """Write card and weights; `made_by` are the other fields of `Weights`. The card is written last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(state, folder / WEIGHTS)
+    weights = Weights(sha256=sha256(folder / WEIGHTS), **made_by)
+    complete = card.model_copy(update={"weights": weights})
+    partial = folder / (CARD + ".partial")
+    partial.write_text(tomli_w.dumps(complete.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    partial.rename(folder / CARD)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

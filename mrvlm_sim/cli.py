@@ -1,0 +1,308 @@
+"""The command line: parsing and printing only."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mrvlm_sim.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from mrvlm_sim.evaluation.episode import EpisodeRecord
+    from mrvlm_sim.evaluation.evaluate import Evaluation
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Judge robot policies that see through jittered multi-resolution vision, side by side with uniform ViTs.",
+)
+train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
+app.add_typer(train_app, name="train")
+console = Console()
+
+Env = Annotated[str, typer.Option("--env", help="Environment: a folder in envs/.")]
+Arm = Annotated[str, typer.Option("--arm", help="Arm: a folder in policies/.")]
+
+
+class Device(StrEnum):
+    """Where to train."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def main() -> None:
+    """Entry point: errors of the user are one message and exit code 2, Ctrl-C is 130."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print("error:", style="bold red", end=" ")
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command("eval")
+def evaluate(
+    env: Env,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="An arm, expert, random, noop, module:Class, file.py:Class or a folder; repeatable."),
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes per policy, the same for all.")] = 50,
+    seed: Annotated[int, typer.Option(help="Suite seed: names the episodes.")] = 0,
+    attack: Annotated[list[str] | None, typer.Option(help="pgd or noise, against clean twins; repeatable.")] = None,
+    eps: Annotated[str, typer.Option(help="Size of the attack: a fraction of the pixel range.")] = "4/255",
+    steps: Annotated[int, typer.Option(help="Gradient steps of the attack.")] = 10,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    video: Annotated[int, typer.Option(help="Film so many episodes per policy and condition.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; default: results/runs/<env>-<time>.")] = None,
+) -> None:
+    """Run policies on the same episodes and end with one table."""
+    from mrvlm_sim.agents.registry import BASELINES, shipped_arms
+    from mrvlm_sim.evaluation.episode import Condition
+    from mrvlm_sim.evaluation.evaluate import Evaluation, default_workers
+    from mrvlm_sim.evaluation.runs import Plan, new_run_path
+    from mrvlm_sim.paths import runs_folder
+    from mrvlm_sim.tasks import environment_card
+
+    environment_card(env)
+    conditions = [Condition()]
+    if attack:
+        size = parse_fraction(eps)
+        attacks = [Condition(name, "sensor", name, size, steps) for name in dict.fromkeys(attack)]
+        conditions = [Condition(source="sensor"), *attacks]
+    policies = policy or [*shipped_arms(env), *([] if attack else BASELINES)]
+    plan = Plan(env, tuple(policies), tuple(conditions), seed, episodes, video)
+    run = Evaluation(
+        plan, output or new_run_path(runs_folder(), env), default_workers() if workers is None else workers
+    )
+    for name, problem in run.problems.items():
+        console.print(f"[bold red]left out[/] {name}: {problem}", soft_wrap=True)
+    interrupted = _run_with_progress(run)
+    table = run.finish()
+    _print_result(table, run)
+    if interrupted:
+        raise typer.Exit(130)
+    if run.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demos(
+    env: Env,
+    episodes: Annotated[int, typer.Option(help="Episodes to record.")] = 800,
+    seed: Annotated[int, typer.Option(help="Seed of the demonstrations.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="File; default: data/demos/<env>-<episodes>-<seed>.npz.")] = None,
+) -> None:
+    """Record expert episodes as simulator states, with pushes so that recoveries are seen."""
+    from mrvlm_sim.training.demos import record
+    from mrvlm_sim.training.session import DEMONSTRATIONS, demonstrations_path
+
+    path = output or demonstrations_path(DEMONSTRATIONS, env, episodes, seed)
+    with _bar("recording", episodes) as advance:
+        recorded = record(env, episodes, seed, advance)
+    recorded.save(path)
+    console.print(
+        f"{len(recorded.states)} frames of {episodes} episodes, {recorded.success.mean():.1%} successful: {path}"
+    )
+
+
+@train_app.command("bc")
+def train_bc(
+    env: Env,
+    arm: Arm,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/bc-<env>-<arm>.")] = None,
+    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.AUTO,
+    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that render the demonstrations.")] = 2,
+    eval_every: Annotated[int, typer.Option(help="Updates between evaluations; a multiple of 500, 0 for none.")] = 2500,
+    eval_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 20,
+) -> None:
+    """Behaviour cloning with the recipe on the arm's card; goes on from the checkpoint if there is one."""
+    from mrvlm_sim.agents.registry import arm_card
+    from mrvlm_sim.evaluation.periodic import quick_success
+    from mrvlm_sim.paths import runs_folder
+    from mrvlm_sim.training.demos import Demonstrations
+    from mrvlm_sim.training.session import Folders, get_demonstrations, make_trainer, train
+
+    card, _ = arm_card(arm)
+    if card.environment != env:
+        raise UserError(f"arm {arm} belongs to environment {card.environment}, not {env}")
+    recipe, folders = card.training, Folders(output or runs_folder() / f"bc-{env}-{arm}")
+    with _bar("demonstrations", recipe.demonstrations) as advance:
+        path = get_demonstrations(
+            folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance
+        )
+    console.print("rendering the demonstrations through this arm's eyes (kept for the next time)")
+    trainer = make_trainer(card, Demonstrations.load(path), folders, torch_device(device), workers)
+    if trainer.update:
+        console.print(f"resuming after update {trainer.update}")
+    look = (lambda policy: quick_success(policy, env, eval_episodes)) if eval_every else None
+    with _bar("updates", recipe.updates) as advance:
+
+        def log(update: int, figures: dict[str, float]) -> None:
+            advance(update)
+            console.print(f"{update:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+        folder = train(trainer, log, look, eval_every, threads)
+    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
+
+
+@app.command()
+def cost() -> None:
+    """Tokens, acuity, parameters and GFLOPs of every arm, without simulating."""
+    from mrvlm_sim.evaluation.costs import cost_table
+
+    for title, seed_sizes in (("shipped sizes", False), ("seed sizes: 1024-px sensor, ViT-B", True)):
+        _print_table(cost_table(seed_sizes), title)
+
+
+@app.command()
+def view(
+    env: Env,
+    arm: Arm,
+    output: Annotated[Path, typer.Option(help="A .png, or a .mp4 of a whole expert episode.")] = Path("view.png"),
+    seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
+) -> None:
+    """Show what an arm sees: the frame with the boxes, and every view with its token grid."""
+    from mrvlm_sim.agents.registry import arm_card
+    from mrvlm_sim.evaluation.view import save_view
+
+    if output.suffix not in (".png", ".mp4"):
+        raise UserError(f"--output must end in .png or .mp4, not {output.name!r}")
+    save_view(env, arm_card(arm)[0], seed, output)
+    console.print(f"wrote {output}")
+
+
+@app.command("list")
+def list_all() -> None:
+    """List environments, arms, policies and attacks."""
+    from mrvlm_sim.evaluation.catalogue import catalogue
+
+    for title, frame in catalogue().items():
+        _print_table(frame, title)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is missing on this machine and how to mend it."""
+    from mrvlm_sim.doctor import examine
+
+    findings = examine()
+    table = Table("", "", "", "remedy", box=None)
+    colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
+    for finding in findings:
+        status = f"[{colours[finding.status]}]{finding.status}[/]"
+        table.add_row(status, finding.name, finding.detail, finding.remedy)
+    console.print(table)
+    if any(finding.status == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option(help="Fewer repetitions.")] = False,
+) -> None:
+    """Measure speed on this machine: rendering, wrapper, act, training, episodes per minute."""
+    from mrvlm_sim.evaluation.bench import measurements
+
+    for title, measure in measurements(quick):
+        _print_table(measure(), title)
+
+
+def parse_fraction(text: str) -> float:
+    """`4/255` or `0.0157` as a number.
+
+    Raises:
+        UserError: it is neither.
+    """
+    numerator, _, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"--eps must be a number or a fraction such as 4/255, not {text!r}") from error
+
+
+def torch_device(device: Device) -> "torch.device":
+    """The device that was asked for; `auto` takes CUDA where there is one."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device is Device.CUDA and not available:
+        raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or see mrvlm-sim doctor")
+    return torch.device("cuda" if available and device is not Device.CPU else "cpu")
+
+
+def _run_with_progress(run: "Evaluation") -> bool:
+    """Run the evaluation under a progress bar with running rates; whether it was interrupted."""
+    done: dict[str, list[bool]] = {}
+    with _progress() as progress:
+        task = progress.add_task("episodes", total=len(run.jobs))
+
+        def advance(record: "EpisodeRecord") -> None:
+            done.setdefault(record.policy, []).append(record.success)
+            rate = f"{record.policy} {sum(done[record.policy])}/{len(done[record.policy])}"
+            progress.update(task, advance=1, description=rate)
+
+        try:
+            run.run(advance)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _print_result(table: "pd.DataFrame", run: "Evaluation") -> None:
+    from mrvlm_sim.evaluation.tables import pretty
+
+    missing = run.missing()
+    if missing:
+        console.print(f"[bold yellow]interrupted:[/] {missing} of {len(run.jobs)} episodes are missing")
+    if table.empty:
+        console.print("no episode was finished")
+    else:
+        _print_table(pretty(table), f"{run.plan.environment}, suite seed {run.plan.suite_seed}")
+    for error in run.errors():
+        console.print(f"[red]error[/] {error}", soft_wrap=True)
+    console.print(f"results: {run.folder.path}")
+
+
+def _print_table(frame: "pd.DataFrame", title: str) -> None:
+    """Columns of text, wrapped where the terminal is narrow."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in frame:
+        table.add_column(str(column), justify="left" if column == frame.columns[0] else "right")
+    for row in frame.astype(str).itertuples(index=False):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console)
+
+
+@contextmanager
+def _bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar; the function it gives takes how much is done in all."""
+    with _progress() as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+if __name__ == "__main__":
+    main()

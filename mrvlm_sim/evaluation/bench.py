@@ -1,0 +1,158 @@
+"""Speed on this machine, as ratios within one run: absolute times depend on the machine, ratios much less."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mrvlm_sim.agents.registry import arm_card, shipped_arms
+from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.evaluation.episode import Condition
+from mrvlm_sim.evaluation.runner import Job, run_jobs
+from mrvlm_sim.models import PolicyNetwork, encode_words
+from mrvlm_sim.seeding import integer_seed
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.tasks import make_env
+from mrvlm_sim.training.bc import Batch, losses
+from mrvlm_sim.vision import Jitter, JitterProcess, Pyramid, cut, quantise
+from mrvlm_sim.wrappers import MultiResolutionTokens
+
+ENVIRONMENT = "pick_place"
+SEED_PYRAMID = Pyramid(frame_size=1024, patch=64, grids=(4, 4, 4), jitter=Jitter(tremor=0.1))
+ARMS = ("uniform-256", "uniform-49", "pyramid-48-sequence", "pyramid-48-embedded", "pyramid-48-cross")
+BATCH = 32
+
+Measure = Callable[[], pd.DataFrame]
+
+
+def measurements(quick: bool) -> Iterator[tuple[str, Measure]]:
+    """Titles and the measurements behind them, to be made one after the other."""
+    repeats = 3 if quick else 15
+    torch.set_num_threads(1)
+    yield "rendering, S=1024, three 256-px levels, 4x multisampling", lambda: rendering(repeats)
+    yield "act, batch 1, one thread, no rendering", lambda: acting(repeats)
+    yield f"training step, batch {BATCH}, one thread, no rendering", lambda: training(max(2, repeats // 4))
+    yield "eval, expert and shipped arms", lambda: episodes_per_minute(4 if quick else 20)
+
+
+def rendering(repeats: int) -> pd.DataFrame:
+    """Both sources of views, and what the wrapper adds to bare rendering of the same pixels."""
+    env = make_env(ENVIRONMENT)
+    env.reset(seed=integer_seed(0, ENVIRONMENT, 0, "initial state"))
+    jitter = JitterProcess(SEED_PYRAMID.jitter, SEED_PYRAMID.levels, np.random.default_rng(0))
+    wrapped = {source: MultiResolutionTokens(env, {"wrist": SEED_PYRAMID}, source) for source in ("sensor", "nested")}
+    for wrapper in wrapped.values():
+        wrapper.reset(seed=0)
+    ways: dict[str, Callable[[], object]] = {
+        "sensor: render, cut": lambda: _sensor_views(env, SEED_PYRAMID.place(jitter.next())),
+        "nested: render": lambda: _nested_views(env, SEED_PYRAMID.place(jitter.next())),
+        "nested, wrapper": lambda: wrapped["nested"].look({}),
+        "sensor, wrapper": lambda: wrapped["sensor"].look({}),
+        "sensor: render only": lambda: env.renderer.frame(env.scene.data, "wrist", SEED_PYRAMID.frame_size),
+    }
+    times = _interleaved(ways, repeats)
+    env.close()
+    overhead = times["nested, wrapper"] / times["nested: render"] - 1
+    return pd.DataFrame(
+        [{"what": name, "ms per frame": f"{1000 * seconds:.1f}"} for name, seconds in times.items()]
+        + [
+            _ratio("nested over sensor (pixel ratio 5.33)", times["sensor: render, cut"] / times["nested: render"]),
+            {"what": "wrapper's overhead, nested", "ms per frame": f"{100 * overhead:+.1f} %"},
+        ]
+    )
+
+
+def acting(repeats: int) -> pd.DataFrame:
+    """Latency of one decision of every arm."""
+    ways = {name: _decision(name) for name in ARMS}
+    times = _interleaved(ways, 4 * repeats)
+    return _against_reference(times, "ms per decision")
+
+
+def training(repeats: int) -> pd.DataFrame:
+    """Time of one training step of every arm, without rendering."""
+    times = _interleaved({name: _training_step(name) for name in ARMS}, repeats)
+    return _against_reference(times, "ms per step")
+
+
+def episodes_per_minute(episodes: int) -> pd.DataFrame:
+    """Throughput of `eval` with one and two processes, start-up included."""
+    policies = ["expert", *shipped_arms(ENVIRONMENT)]
+    jobs = [Job(ENVIRONMENT, p, p, Condition(), 0, episode) for p in policies for episode in range(episodes)]
+    rates = {}
+    for workers in (1, 2):
+        started = time.perf_counter()
+        done = sum(1 for _ in run_jobs(jobs, workers))
+        rates[workers] = 60 * done / (time.perf_counter() - started)
+    lines = [{"workers": str(n), "episodes per minute": f"{rate:.0f}"} for n, rate in rates.items()]
+    return pd.DataFrame([*lines, {"workers": "2 over 1", "episodes per minute": f"{rates[2] / rates[1]:.2f}x"}])
+
+
+def _sensor_views(env: ManipulationEnv, origins: np.ndarray) -> list[np.ndarray]:
+    frame = env.renderer.frame(env.scene.data, "wrist", SEED_PYRAMID.frame_size)
+    return [quantise(view) for view in cut(frame, origins, SEED_PYRAMID)]
+
+
+def _nested_views(env: ManipulationEnv, origins: np.ndarray) -> list[np.ndarray]:
+    return env.renderer.views(env.scene.data, "wrist", SEED_PYRAMID.boxes(origins), SEED_PYRAMID.view_sizes)
+
+
+def _decision(name: str) -> Callable[[], object]:
+    card, _ = arm_card(name)
+    policy = TrainedPolicy(card, PolicyNetwork(card.cameras, card.network), torch.device("cpu"))
+    observation = {"proprio": np.zeros((1, card.network.proprio_size), np.float32)}
+    for camera, pyramid in card.cameras.items():
+        observation[f"{camera}/tokens"] = np.zeros((1, pyramid.tokens, pyramid.patch**2 * 3), np.uint8)
+        observation[f"{camera}/boxes"] = pyramid.token_boxes(pyramid.centred())[None]
+    return lambda: policy.decide(observation, encode_words(["put the red cube on the blue pad"]))
+
+
+def _training_step(name: str) -> Callable[[], object]:
+    card, _ = arm_card(name)
+    network, config = PolicyNetwork(card.cameras, card.network), card.network
+    optimiser = torch.optim.AdamW(network.parameters(), fused=True)
+    tokens = {c: torch.rand(BATCH, p.tokens, p.patch**2 * 3) for c, p in card.cameras.items()}
+    boxes = {c: torch.from_numpy(p.token_boxes(p.centred())).expand(BATCH, -1, -1) for c, p in card.cameras.items()}
+    actions = torch.zeros(BATCH, config.chunk, config.action_size)
+    words = encode_words(["put the red cube on the blue pad"] * BATCH)
+    batch = Batch(
+        tokens, boxes, torch.zeros(BATCH, config.proprio_size), words, actions,
+        valid=torch.ones(BATCH, config.chunk, dtype=torch.bool), landmarks=torch.zeros(BATCH, config.landmarks, 3),
+    )  # fmt: skip
+
+    def step() -> None:
+        action_error, landmark_error = losses(network, batch)
+        optimiser.zero_grad()
+        (action_error + landmark_error).backward()
+        optimiser.step()
+
+    return step
+
+
+def _interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each way; the ways take turns, so that a drift of the machine meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if repeat > 0:  # the first is a warm-up
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _against_reference(times: dict[str, float], unit: str) -> pd.DataFrame:
+    reference = times["uniform-256"]
+    return pd.DataFrame(
+        [
+            {"arm": n, unit: f"{1000 * t:.1f}", "faster than uniform-256": f"{reference / t:.2f}x"}
+            for n, t in times.items()
+        ]
+    )
+
+
+def _ratio(name: str, ratio: float) -> dict[str, str]:
+    return {"what": name, "ms per frame": f"{ratio:.2f}x"}

@@ -1,0 +1,34 @@
+"""What there is: environments, arms, baselines and attacks, as tables of text."""
+
+import pandas as pd
+
+from mrvlm_sim.agents.registry import BASELINES, arm_card, arm_cards
+from mrvlm_sim.metrics.attacks import ATTACKS
+from mrvlm_sim.sim.card import environment_cards
+from mrvlm_sim.tasks import environment_card
+
+
+def catalogue() -> dict[str, pd.DataFrame]:
+    """One table per kind, by its title."""
+    environments = [(name, environment_card(name)[0]) for name in environment_cards()]
+    arms = [(name, arm_card(name)[0]) for name in arm_cards()]
+    return {
+        "environments": pd.DataFrame([{"name": n, "id": c.id, "task": c.summary} for n, c in environments]),
+        "arms": pd.DataFrame(
+            [
+                {
+                    "name": n,
+                    "environment": c.environment,
+                    "weights": "yes" if c.weights else "not trained",
+                    "": c.summary,
+                }
+                for n, c in arms
+            ]
+        ),
+        "baselines": pd.DataFrame([{"name": n, "": _first_line(make)} for n, make in BASELINES.items()]),
+        "attacks": pd.DataFrame([{"name": n, "": _first_line(attack)} for n, attack in ATTACKS.items()]),
+    }
+
+
+def _first_line(documented: object) -> str:
+    return (documented.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,146 @@
+"""The unit of work: one episode of one policy under one condition, a pure function of its arguments."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
+from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, check_size
+from mrvlm_sim.seeding import generator, integer_seed
+from mrvlm_sim.sim.env import ManipulationEnv, simulator_state
+from mrvlm_sim.wrappers import MultiResolutionTokens
+from mrvlm_sim.wrappers.tokens import Source
+
+Watcher = Callable[[MultiResolutionTokens], None]  # called after every step, for videos
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What an episode is run under: the source of its views and, possibly, an attack."""
+
+    name: str = "clean"
+    source: Source = "nested"
+    attack: str | None = None
+    eps: float = 0.0
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.attack is not None:
+            if self.attack not in ATTACKS:
+                raise unknown_name("attack", self.attack, ATTACKS)
+            check_size(self.eps)
+
+    def applies_to(self, policy: Policy) -> bool:
+        """Whether the attack has something to act on: a policy that sees and, for white boxes, gives gradients."""
+        if self.attack is None:
+            return True
+        sees = bool(requirements_of(policy).cameras)
+        return sees and (not ATTACKS[self.attack].white_box or isinstance(policy, DifferentiablePolicy))
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One row of `episodes.csv`; equal inputs give equal rows but for `latency_ms`."""
+
+    environment: str
+    policy: str
+    condition: str
+    suite_seed: int
+    episode: int
+    success: bool = False
+    success_once: bool = False  # the goal held at some step, however briefly
+    steps: int = 0
+    reward: float = 0.0
+    instruction: str = ""
+    largest_change: int = 0  # made by the attack, in sensor values
+    start_hash: str = ""  # of the initial state
+    frame_hash: str = ""  # of the first observation
+    end_hash: str = ""  # of the final state
+    error: str = ""
+    latency_ms: list[float] = field(default_factory=list)  # of every decision but the first
+
+    def row(self) -> dict[str, Any]:
+        """Flat values for a CSV file."""
+        return asdict(self) | {"latency_ms": " ".join(f"{value:.3f}" for value in self.latency_ms)}
+
+
+def run_episode(
+    env: ManipulationEnv,
+    environment: str,
+    policy: Policy,
+    name: str,
+    condition: Condition,
+    suite_seed: int,
+    episode: int,
+    watch: Watcher = lambda wrapped: None,
+) -> EpisodeRecord:
+    """Run one episode from reset to end; whatever goes wrong in policy or simulation becomes the record's `error`."""
+    outcome: dict[str, Any] = {}
+    try:
+        _run(env, environment, policy, condition, suite_seed, episode, watch, outcome)
+    except (KeyboardInterrupt, UserError):
+        raise
+    except Exception as error:
+        outcome |= {"error": f"{type(error).__name__}: {error}", "success": False}
+    return EpisodeRecord(environment, name, condition.name, suite_seed, episode, **outcome)
+
+
+def _run(
+    env: ManipulationEnv,
+    environment: str,
+    policy: Policy,
+    condition: Condition,
+    suite_seed: int,
+    episode: int,
+    watch: Watcher,
+    outcome: dict[str, Any],
+) -> None:
+    def stream(purpose: str) -> np.random.Generator:
+        return generator(suite_seed, environment, episode, purpose)
+
+    attack = _attack(condition, policy, stream("attack"))
+    needs = requirements_of(policy)
+    wrapped = MultiResolutionTokens(
+        env, needs.cameras, condition.source, attack, needs.frame_interval, jitter_rng=stream("jitter")
+    )
+    observation, info = wrapped.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
+    outcome |= {"instruction": info["instruction"], "start_hash": digest(simulator_state(env))}
+    outcome |= {"frame_hash": digest(*(observation[key] for key in sorted(observation)))}
+    policy.reset([EpisodeStart(info["instruction"], stream("policy"), env)])
+    latencies: list[float] = []
+    over, step, reward = False, 0, 0.0
+    watch(wrapped)
+    while not over:
+        batch = batch_of_one(observation)
+        started = time.perf_counter()
+        actions = policy.act(batch)
+        if step % needs.frame_interval == 0:
+            latencies.append(1000 * (time.perf_counter() - started))
+        action = check_actions(actions, batch=1)[0]
+        observation, gained, terminated, truncated, info = wrapped.step(action)
+        step, reward, over = step + 1, reward + gained, terminated or truncated
+        once = outcome.get("success_once", False) or info["held_steps"] > 0
+        outcome |= {"success": info["is_success"], "success_once": once, "steps": step, "reward": reward}
+        outcome |= {"largest_change": attack.largest if attack else 0, "latency_ms": latencies[1:]}
+        watch(wrapped)
+    outcome |= {"end_hash": digest(simulator_state(env))}
+
+
+def _attack(condition: Condition, policy: Policy, rng: np.random.Generator) -> Attack | None:
+    if condition.attack is None:
+        return None
+    pyramids = requirements_of(policy).cameras
+    return ATTACKS[condition.attack](condition.eps, condition.steps, policy, pyramids, rng)
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A short hash of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()[:16]

@@ -1,0 +1,68 @@
+"""The main job: run a plan, keep every row, end with one table."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from mrvlm_sim.agents.registry import load_policy, policy_name
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.episode import EpisodeRecord
+from mrvlm_sim.evaluation.runner import run_jobs
+from mrvlm_sim.evaluation.runs import Plan, RunFolder, provenance, read_episodes
+from mrvlm_sim.evaluation.tables import cost_columns, pretty, success_table
+
+
+class Evaluation:
+    """A plan that is carried out in a folder; `table` can be asked at any time, also after an interruption."""
+
+    def __init__(self, plan: Plan, folder: Path, workers: int) -> None:
+        if workers < 1:
+            raise UserError(f"--workers must be at least 1, not {workers}")
+        self.plan, self.workers = plan, workers
+        self.problems = plan.check()
+        if len(self.problems) == len(plan.policies):
+            raise UserError("no policy fits the environment:\n" + "\n".join(self.problems.values()))
+        self.jobs = plan.jobs(folder, without=list(self.problems))
+        self.records: list[EpisodeRecord] = []
+        self.folder = RunFolder(folder)
+        self.folder.write("provenance.json", provenance(plan, workers))
+
+    def run(self, progress: Callable[[EpisodeRecord], None]) -> None:
+        """Run every episode; on KeyboardInterrupt what is done stays."""
+        for record in run_jobs(self.jobs, self.workers):
+            self.folder.add(record)
+            self.records.append(record)
+            progress(record)
+
+    def missing(self) -> int:
+        """How many planned episodes were not finished."""
+        return len(self.jobs) - len(self.records)
+
+    def errors(self) -> list[str]:
+        """Every different error of the episodes, with the policy it belongs to and how often it came."""
+        counted = Counter(f"{record.policy}: {record.error}" for record in self.records if record.error)
+        return [f"{text} ({count} episodes)" for text, count in counted.items()]
+
+    def finish(self) -> pd.DataFrame:
+        """Write `table.md` and `table.csv` from the rows there are, and return the table with raw numbers."""
+        self.folder.close()
+        path = self.folder.path
+        table = success_table(read_episodes(path), self.plan.episodes)
+        if table.empty:
+            return table
+        fitting = {policy_name(p): p for p in self.plan.policies if policy_name(p) not in self.problems}
+        costs = cost_columns({name: load_policy(reference) for name, reference in fitting.items()})
+        table = table.merge(costs, on="policy", how="left")
+        table["order"] = table["policy"].map({name: i for i, name in enumerate(fitting)})
+        table = table.sort_values("order", ignore_index=True).drop(columns="order")
+        self.folder.write("table.csv", table.to_csv(index=False))
+        self.folder.write("table.md", pretty(table).to_markdown(index=False) + "\n")
+        return table
+
+
+def default_workers() -> int:
+    """One process per core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

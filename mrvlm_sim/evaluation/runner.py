@@ -1,0 +1,88 @@
+"""Runs episodes on this machine, in this process or in several; the order of work never changes a record."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from mrvlm_sim.agents.policy import Policy, check_compatible
+from mrvlm_sim.agents.registry import load_policy
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.video import EpisodeVideo
+from mrvlm_sim.gl import one_render_thread
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.tasks import make_env
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to run; `policy` is a reference for `load_policy`, `video` a file to write or None."""
+
+    environment: str
+    policy: str
+    name: str
+    condition: Condition
+    suite_seed: int
+    episode: int
+    video: Path | None = None
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[EpisodeRecord]:
+    """Records as they are finished, in any order.
+
+    Raises:
+        UserError: a worker process died; what was yielded before is complete.
+    """
+    if workers == 1:
+        _prepare_worker()
+        yield from map(run_job, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_pool_worker)
+    try:
+        for finished in as_completed([pool.submit(run_job, job) for job in jobs]):
+            yield finished.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died (out of memory, or a fault in a library); run with --workers 1"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_job(job: Job) -> EpisodeRecord:
+    """One job in this process; environments and policies are kept between jobs."""
+    env = _environment(job.environment)
+    arguments = env, job.environment, _policy(job.policy, job.environment), job.name, job.condition
+    if job.video is None:
+        return run_episode(*arguments, job.suite_seed, job.episode)
+    with EpisodeVideo(job.video) as video:
+        return run_episode(*arguments, job.suite_seed, job.episode, watch=video.add)
+
+
+@cache
+def _environment(name: str) -> ManipulationEnv:
+    return make_env(name)
+
+
+@cache
+def _policy(reference: str, environment: str) -> Policy:
+    policy = load_policy(reference)
+    check_compatible(policy, _environment(environment))
+    return policy
+
+
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)  # the same arithmetic for any number of workers
+    one_render_thread()
+
+
+def _prepare_pool_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    _prepare_worker()

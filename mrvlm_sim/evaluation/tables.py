@@ -1,0 +1,153 @@
+"""From rows to the table: every rate with its interval, every arm against the reference on the same episodes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from mrvlm_sim.agents.policy import Policy, requirements_of
+from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.metrics.cost import flops, parameters
+from mrvlm_sim.metrics.statistics import compare_paired, holm, wilson
+
+REFERENCE = "uniform-256"
+
+
+def success_table(rows: pd.DataFrame, planned: int, reference: str = REFERENCE) -> pd.DataFrame:
+    """One line per policy: success under every condition, comparison with the reference under the first, errors.
+
+    Numbers are raw (rates in [0, 1], milliseconds); `pretty` makes text of them. `missing` counts the planned
+    episodes that were never finished; an episode with an error was attempted and did not succeed.
+    """
+    if rows.empty:
+        return pd.DataFrame()
+    conditions = list(dict.fromkeys(rows["condition"]))
+    lines = []
+    for policy, own in rows.groupby("policy", sort=False):
+        line: dict[str, object] = {"policy": policy}
+        for condition in conditions:
+            line |= _success(own[own["condition"] == condition], condition)
+            if condition != conditions[0]:
+                line |= _drop(own, conditions[0], condition)
+        line |= _against(rows, str(policy), reference, conditions[0])
+        line |= _latency(own[own["condition"] == conditions[0]])
+        tested = own["condition"].nunique()
+        line |= {"errors": int((own["error"] != "").sum()), "missing": max(0, planned * tested - len(own))}
+        lines.append(line)
+    table = pd.DataFrame(lines)
+    tested = table["p"].notna()
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
+    return table
+
+
+def cost_columns(policies: dict[str, Policy]) -> pd.DataFrame:
+    """Tokens, parameters and GFLOPs per forward and per control step, for the policies that are networks."""
+    lines = []
+    for name, policy in policies.items():
+        line: dict[str, object] = {"policy": name}
+        if cameras := requirements_of(policy).cameras:
+            line["tokens"] = sum(pyramid.tokens for pyramid in cameras.values())
+        if isinstance(policy, TrainedPolicy):
+            count = flops(policy.card.cameras, policy.card.network)
+            line["params_M"] = parameters(policy.network) / 1e6
+            line["gflops_forward"] = count.total / 1e9
+            line["gflops_step"] = count.per_control_step(policy.card.execute) / 1e9
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it: text only, rates in percent with their intervals."""
+    shown: dict[str, list[str]] = {"policy": [str(name) for name in table["policy"]]}
+    for condition in conditions_of(table):
+        shown[f"{condition} success % [95 % CI]"] = [
+            _rate(*values) for values in _columns(table, condition, ("rate", "low", "high", "k", "n"))
+        ]
+        if f"{condition}/drop" in table:
+            shown[f"{condition} drop"] = [_signed(*values) for values in _columns(table, condition, DROP)]
+    if table["difference"].notna().any():
+        differences = table[["difference", "difference_low", "difference_high"]].to_numpy()
+        shown[f"difference to {REFERENCE}"] = [_signed(*values) for values in differences]
+        shown["McNemar p (Holm)"] = [_p(*values) for values in table[["p", "p_holm"]].to_numpy()]
+    formats = {"tokens": "{:.0f}", "params_M": "{:.2f}", "gflops_forward": "{:.3f}", "gflops_step": "{:.3f}"}
+    titles = {"params_M": "params M", "gflops_forward": "GFLOPs/forward", "gflops_step": "GFLOPs/step"}
+    for column, form in formats.items():
+        if column in table and table[column].notna().any():
+            shown[titles.get(column, column)] = [_number(value, form) for value in table[column]]
+    latency = table[["latency_p50", "latency_p95"]].to_numpy()
+    shown["act ms p50/p95"] = [f"{p50:.1f} / {p95:.1f}" if p50 == p50 else "-" for p50, p95 in latency]
+    shown |= {name: [str(value) for value in table[name]] for name in ("errors", "missing")}
+    return pd.DataFrame(shown)
+
+
+DROP = ("drop", "drop_low", "drop_high")
+
+
+def conditions_of(table: pd.DataFrame) -> list[str]:
+    """The conditions that a table has columns for."""
+    return [column.removesuffix("/rate") for column in table if str(column).endswith("/rate")]
+
+
+def _success(rows: pd.DataFrame, condition: str) -> dict[str, object]:
+    if rows.empty:
+        return {}
+    attempts, successes = len(rows), int(rows["success"].sum())
+    low, high = wilson(successes, attempts)
+    values = {"k": successes, "n": attempts, "rate": successes / attempts, "low": low, "high": high}
+    return {f"{condition}/{name}": value for name, value in values.items()}
+
+
+def _drop(own: pd.DataFrame, clean: str, condition: str) -> dict[str, object]:
+    """Clean minus attacked on the same episodes."""
+    a, b = _paired(own[own["condition"] == clean], own[own["condition"] == condition])
+    if len(a) == 0:
+        return {}
+    compared = compare_paired(a, b)
+    values = zip(DROP, (compared.difference, compared.low, compared.high), strict=True)
+    return {f"{condition}/{name}": value for name, value in values}
+
+
+def _against(rows: pd.DataFrame, policy: str, reference: str, condition: str) -> dict[str, object]:
+    rows = rows[rows["condition"] == condition]
+    a, b = _paired(rows[rows["policy"] == policy], rows[rows["policy"] == reference])
+    names = ("difference", "difference_low", "difference_high", "p", "p_holm")
+    if policy == reference or len(a) == 0:
+        return dict.fromkeys(names, np.nan)
+    compared = compare_paired(a, b)
+    values = compared.difference, compared.low, compared.high, compared.p_value, np.nan
+    return dict(zip(names, values, strict=True))
+
+
+def _paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    joined = a.set_index("episode")[["success"]].join(b.set_index("episode")["success"], how="inner", rsuffix="_b")
+    return joined["success"].to_numpy(bool), joined["success_b"].to_numpy(bool)
+
+
+def _latency(rows: pd.DataFrame) -> dict[str, float]:
+    values = np.array([float(v) for text in rows["latency_ms"] for v in text.split()])
+    if len(values) == 0:
+        return {"latency_p50": np.nan, "latency_p95": np.nan}
+    p50, p95 = np.percentile(values, [50, 95])
+    return {"latency_p50": p50, "latency_p95": p95}
+
+
+def _columns(table: pd.DataFrame, condition: str, names: Sequence[str]) -> np.ndarray:
+    return table[[f"{condition}/{name}" for name in names]].to_numpy(float)
+
+
+def _rate(rate: float, low: float, high: float, successes: float, attempts: float) -> str:
+    if rate != rate:
+        return "-"
+    return f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({successes:.0f}/{attempts:.0f})"
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    return "-" if value != value else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _p(p: float, corrected: float) -> str:
+    return "-" if p != p else f"{p:.2g} ({corrected:.2g})"
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if value != value else form.format(value)

@@ -1,0 +1,48 @@
+"""Objects by name: `package.module:Name` or `path/to/file.py:Name`."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mrvlm_sim.errors import UserError, unknown_name
+
+
+def load_object(reference: str) -> Any:
+    """The object that `reference` names.
+
+    Raises:
+        UserError: the file or module cannot be imported, or has no such name (the nearest is suggested).
+    """
+    module_name, _, name = reference.rpartition(":")
+    if not module_name or not name:
+        raise UserError(f"{reference!r} must be `package.module:Name` or `path/to/file.py:Name`")
+    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    if not hasattr(module, name):
+        raise unknown_name(f"name in {module_name}", name, [n for n in vars(module) if not n.startswith("_")])
+    return getattr(module, name)
+
+
+def _load_module(name: str) -> ModuleType:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does, so that a module in the current folder is found
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise UserError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,1 @@
+"""Success statistics and cost: pure functions, each figure with its source."""

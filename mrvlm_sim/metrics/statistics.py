@@ -1,0 +1,123 @@
+"""Success rates and their comparison: every rate carries its interval, every comparison is paired by episode."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+CONFIDENCE = 0.95
+
+
+def wilson(successes: int, attempts: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Score interval of a success rate (Wilson, 1927), without continuity correction: (low, high) in [0, 1].
+
+    No attempts say nothing: (0, 1).
+
+    Raises:
+        ValueError: successes are not within 0 and attempts, or confidence is not between 0 and 1.
+
+    >>> low, high = wilson(8, 10)
+    >>> f"{low:.3f} {high:.3f}"
+    '0.490 0.943'
+    """
+    if not 0 <= successes <= attempts:
+        raise ValueError(f"successes must be within 0 and attempts, not {successes} of {attempts}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    if attempts == 0:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(successes), int(attempts)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Success rate of arm a minus that of arm b on the same episodes, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float  # exact McNemar, two-sided, uncorrected
+    pairs: int
+
+
+def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
+    """Compare two arms by their successes on the same episodes: bool (episodes,) each, in the same order.
+
+    The interval is Newcombe's method 10 (Statistics in Medicine 17:2635, 1998): Wilson intervals of both rates,
+    joined by the correlation of the pairs. The p-value is McNemar's, as an exact binomial test of the episodes
+    on which the arms differ; 1 if there are none.
+
+    Raises:
+        ValueError: an array is not bool, not one-dimensional or empty, or their lengths differ.
+    """
+    a, b = _successes("a", a), _successes("b", b)
+    if len(a) != len(b):
+        raise ValueError(f"both arms must have run the same episodes, not {len(a)} and {len(b)}")
+    both, only_a, only_b, neither = (int(np.sum(x)) for x in (a & b, a & ~b, ~a & b, ~a & ~b))
+    low, high = _newcombe(both, only_a, only_b, neither)
+    difference = (only_a - only_b) / len(a)
+    return PairedComparison(difference, low, high, _mcnemar(only_a, only_b), len(a))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm, 1979), in the order given; controls the family-wise error.
+
+    Raises:
+        ValueError: a p-value is not within 0 and 1.
+    """
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise ValueError(f"p-values must be within 0 and 1, not {p}")
+    raw = np.asarray(p_values, dtype=float)
+    order = np.argsort(raw)
+    corrected = np.empty(len(raw))
+    corrected[order] = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1)).clip(max=1)
+    return corrected.tolist()
+
+
+def _successes(name: str, values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    if values.dtype != bool or values.ndim != 1 or len(values) == 0:
+        raise ValueError(
+            f"{name} must be a non-empty bool array of shape (episodes,), not {values.dtype} {values.shape}"
+        )
+    return values
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    if only_a + only_b == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def _newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
+    """Interval of the difference: distances to the two Wilson limits, added as sides of a triangle."""
+    pairs = both + only_a + only_b + neither
+    rate_a, rate_b = (both + only_a) / pairs, (both + only_b) / pairs
+    low_a, high_a = wilson(both + only_a, pairs)
+    low_b, high_b = wilson(both + only_b, pairs)
+    phi = _correlation(both, only_a, only_b, neither)
+    difference = (only_a - only_b) / pairs
+    below = _third_side(rate_a - low_a, high_b - rate_b, phi)
+    above = _third_side(high_a - rate_a, rate_b - low_b, phi)
+    return difference - below, difference + above
+
+
+def _third_side(x: float, y: float, cosine: float) -> float:
+    return sqrt(max(0.0, x**2 - 2 * cosine * x * y + y**2))
+
+
+def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
+    """Phi of the fourfold table; positive values shrunk towards 0 by a continuity correction (method 10)."""
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    if margins == 0:
+        return 0.0
+    excess = both * neither - only_a * only_b
+    pairs = both + only_a + only_b + neither
+    return (max(excess - pairs / 2, 0.0) if excess > 0 else excess) / sqrt(margins)

@@ -1,0 +1,329 @@
+"""Demonstrations, their rendered views, and training that can be stopped and gone on with."""
+
+from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import pyramids
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from mrvlm_sim.agents.card import PolicyCard
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.sim.env import ManipulationEnv, decode_instruction, simulator_state
+from mrvlm_sim.training.bc import Dataset, Trainer, schedule
+from mrvlm_sim.training.demos import Demonstrations, record
+from mrvlm_sim.training.views import MarginViews, margins, render_views
+from mrvlm_sim.vision import Jitter, Pyramid, unpatchify
+
+SMALL = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4), jitter=Jitter(tremor=0.2, drift=0.1))
+UPDATES = 6
+
+
+@pytest.fixture(scope="module")
+def demos() -> Demonstrations:
+    return record("pick_place", 3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("views")
+
+
+@pytest.fixture(scope="module")
+def views(demos: Demonstrations, cache: Path) -> MarginViews:
+    return render_views(demos, "wrist", SMALL, cache, workers=1)
+
+
+@pytest.fixture(scope="module")
+def dataset(demos: Demonstrations, views: MarginViews) -> Dataset:
+    return Dataset(demos, {"wrist": views}, chunk=4, device=torch.device("cpu"))
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = np.mean((one.astype(float) - other) ** 2)
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+class TestDemonstrations:
+    def test_what_is_recorded(self, demos: Demonstrations, env: ManipulationEnv) -> None:
+        frames = len(demos.states)
+        assert demos.states.dtype == np.float64
+        assert {len(part) for part in (demos.proprio, demos.actions, demos.landmarks, demos.episode)} == {frames}
+        assert {len(part) for part in (demos.reset_seeds, demos.instructions, demos.success)} == {3}
+        assert demos.success.all()
+        assert (np.unique(demos.episode) == [0, 1, 2]).all()
+        assert np.abs(demos.actions).max() <= 1
+        for episode in range(3):
+            observation, _ = env.reset(seed=int(demos.reset_seeds[episode]))
+            first = np.flatnonzero(demos.episode == episode)[0]
+            assert (simulator_state(env) == demos.states[first]).all()
+            assert decode_instruction(observation["instruction"]) == demos.instructions[episode]
+            assert np.array_equal(env.task.landmarks(env.scene), demos.landmarks[first], equal_nan=True)
+
+    def test_an_episode_does_not_depend_on_how_many_are_recorded(self, demos: Demonstrations) -> None:
+        fewer = record("pick_place", 1, seed=1)
+        assert (fewer.states == demos.states[demos.episode == 0]).all()
+        assert (record("pick_place", 1, seed=2).reset_seeds != fewer.reset_seeds).all()
+
+    def test_pushes_lead_off_the_experts_way(self, demos: Demonstrations, env: ManipulationEnv) -> None:
+        pushed = []
+        for episode, seed in enumerate(demos.reset_seeds.tolist()):
+            env.reset(seed=seed)
+            recorded = demos.states[demos.episode == episode]
+            for _ in range(len(recorded) - 1):
+                env.step(env.task.expert_action(env.scene))
+            pushed.append((simulator_state(env) != recorded[-1]).any())
+        assert any(pushed)
+
+    def test_save_and_load(self, demos: Demonstrations, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "demos.npz"
+        demos.save(path)
+        again = Demonstrations.load(path)
+        for field in fields(Demonstrations):
+            ours, theirs = np.asarray(getattr(demos, field.name)), np.asarray(getattr(again, field.name))
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f")
+        assert [entry.name for entry in path.parent.iterdir()] == ["demos.npz"]
+
+    @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
+    def test_a_truncated_file_is_refused(self, demos: Demonstrations, tmp_path: Path, kept: float) -> None:
+        path = tmp_path / "demos.npz"
+        demos.save(path)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(UserError, match=r"demos\.npz is not a complete file.*record it again"):
+            Demonstrations.load(path)
+
+    def test_a_damaged_file_is_refused(self, demos: Demonstrations, tmp_path: Path) -> None:
+        path = tmp_path / "demos.npz"
+        demos.save(path)
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 200] = bytes(200)
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"demos\.npz is not a complete file"):
+            Demonstrations.load(path)
+
+    def test_what_is_not_there_or_is_another_file_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"no demonstrations at .*demos\.npz"):
+            Demonstrations.load(tmp_path / "demos.npz")
+        np.savez(tmp_path / "demos.npz", states=np.zeros(3))
+        with pytest.raises(UserError, match="not a complete file"):
+            Demonstrations.load(tmp_path / "demos.npz")
+        with pytest.raises(UserError, match="at least 1, not 0"):
+            record("pick_place", 0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def lived(demos: Demonstrations, env: ManipulationEnv) -> tuple[Demonstrations, list[np.ndarray]]:
+    """Twenty steps as they were lived: states and proprioception, and the frames that the camera showed."""
+    observation, _ = env.reset(seed=5)
+    states, proprio, frames = [], [], []
+    for _ in range(20):
+        states.append(simulator_state(env))
+        proprio.append(observation["proprio"])
+        frames.append(env.renderer.frame(env.scene.data, "wrist", 128))
+        observation, *_ = env.step(env.task.expert_action(env.scene))
+    return replace(demos, states=np.array(states), proprio=np.array(proprio)), frames
+
+
+@pytest.mark.parametrize("moment", [0, 3, 8, 13, 19])
+class TestRestore:
+    @pytest.fixture(autouse=True)
+    def _restored(self, env: ManipulationEnv, lived: tuple, moment: int) -> None:
+        env.reset(seed=5)
+        lived[0].restore(env, moment)
+
+    def test_it_brings_back_the_state(self, env: ManipulationEnv, lived: tuple, moment: int) -> None:
+        assert (simulator_state(env) == lived[0].states[moment]).all()
+
+    def test_it_brings_back_the_frame(self, env: ManipulationEnv, lived: tuple, moment: int) -> None:
+        assert psnr(env.renderer.frame(env.scene.data, "wrist", 128), lived[1][moment]) >= 45
+
+    def test_it_brings_back_the_pose(self, env: ManipulationEnv, lived: tuple, moment: int) -> None:
+        assert env.scene.proprioception()[:6] == pytest.approx(lived[0].proprio[moment, :6], abs=1e-5)
+
+    def test_it_brings_back_the_commanded_opening(self, env: ManipulationEnv, lived: tuple, moment: int) -> None:
+        assert env.scene.proprioception()[6] == pytest.approx(lived[0].proprio[moment, 6], abs=1e-5)
+
+
+class TestMarginViews:
+    @given(pyramids(), st.integers(0, 2**32 - 1))
+    @example(Pyramid(frame_size=28, patch=7, grids=(1, 1), jitter=Jitter(tremor=1.0)), 0)  # an odd view
+    def test_margins_cover_every_jitter(self, pyramid: Pyramid, seed: int) -> None:
+        assume(all(coarse % fine == 0 for coarse, fine in pairwise(pyramid.factors[1:])))
+        offsets = pyramid.jitter.stationary(np.random.default_rng(seed), (50, pyramid.levels, 2))
+        extremes = pyramid.jitter.amplitude * np.array([-1, 1])[:, None, None] * np.ones((2, pyramid.levels, 2))
+        moved = pyramid.place(np.concatenate([offsets, extremes])) - pyramid.centred()
+        steps, rest = np.divmod(moved, np.array(pyramid.factors)[:, None])
+        assert (rest == 0).all()
+        assert (np.abs(steps) <= np.array(margins(pyramid))[:, None]).all()
+
+    def test_levels_that_move_by_parts_of_a_view_pixel_are_refused(self) -> None:
+        """Their views could not be cut from a margin: level 1 moves by 48 sensor pixels, a pixel of level 2 has 18."""
+        with pytest.raises(UserError, match="level 2"):
+            margins(Pyramid(frame_size=288, patch=1, grids=(4, 3, 4), jitter=Jitter(tremor=1.0)))
+
+    def test_they_show_what_nested_renders(
+        self, demos: Demonstrations, views: MarginViews, env: ManipulationEnv
+    ) -> None:
+        rng, likeness = np.random.default_rng(2), []
+        frames = rng.choice(len(demos.states), 12, replace=False)
+        tokens, boxes = views.tokens(frames, rng)
+        assert (tokens.shape, tokens.dtype) == ((12, 48, 192), np.uint8)
+        assert (boxes.shape, boxes.dtype) == ((12, 48, 4), np.float32)
+        first = np.cumsum([0, *np.square(SMALL.grids)])[:-1]  # the upper left token of each view
+        corners = np.rint((boxes[:, first, :2] - boxes[:, first, 2:3] + 1) * SMALL.frame_size / 2).astype(int)
+        assert (SMALL.token_boxes(corners) == boxes).all()
+        assert len(np.unique(corners[:, 2], axis=0)) > 6
+        for frame, seen, origins in zip(frames, tokens, corners, strict=True):
+            env.reset(seed=int(demos.reset_seeds[demos.episode[frame]]))
+            demos.restore(env, frame)
+            rendered = env.renderer.views(env.scene.data, "wrist", SMALL.boxes(origins), SMALL.view_sizes)
+            for ours, theirs in zip(unpatchify(seen, SMALL), rendered, strict=True):
+                likeness.append(psnr(ours, theirs))
+        assert min(likeness) >= 30  # rarely, an edge slips by one sample of the rasteriser's grid
+        assert np.mean(np.array(likeness) >= 45) >= 0.9
+        assert np.mean(np.isinf(likeness)) >= 0.8
+
+    def test_the_cache_is_used_for_the_same_and_only_the_same(
+        self, demos: Demonstrations, views: MarginViews, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class NoPool:
+            def __init__(self, *_: object, **__: object) -> None:
+                raise AssertionError("renders again")
+
+        monkeypatch.setattr("mrvlm_sim.training.views.ProcessPoolExecutor", NoPool)
+        again = render_views(demos, "wrist", SMALL, cache, workers=1)
+        assert all((a == b).all() for a, b in zip(again.levels, views.levels, strict=True))
+        for other in (
+            (demos, "scene", SMALL),
+            (demos, "wrist", Pyramid(frame_size=128, patch=8, grids=(4, 4))),
+            (replace(demos, states=demos.states + 1e-9), "wrist", SMALL),
+        ):
+            with pytest.raises(AssertionError, match="renders again"):
+                render_views(*other, cache, workers=1)
+
+
+class TestDataset:
+    def test_a_batch_is_what_was_demonstrated(self, demos: Demonstrations, dataset: Dataset) -> None:
+        last = np.flatnonzero(demos.episode == 0)[-1]
+        batch = dataset.sample(np.array([last - 2]), 5, np.random.default_rng(0))
+        assert batch.valid.tolist() == [[True, True, True, False]] * 5
+        assert (batch.actions[0, :3].numpy() == demos.actions[last - 2 : last + 1]).all()
+        assert (batch.proprio[4].numpy() == demos.proprio[last - 2]).all()
+        assert 0 <= batch.tokens["wrist"].min() < batch.tokens["wrist"].max() <= 1
+        assert (batch.boxes["wrist"][0] != batch.boxes["wrist"][1]).any(), "every sample has a jitter of its own"
+
+    def test_held_out_episodes_are_whole(self, demos: Demonstrations, views: MarginViews) -> None:
+        many = replace(demos, reset_seeds=np.arange(40), instructions=np.repeat(demos.instructions[:1], 40))
+        many = replace(many, episode=np.arange(len(demos.states)) * 40 // len(demos.states))
+        dataset = Dataset(many, {"wrist": views}, chunk=4, device=torch.device("cpu"))
+        trained, held_out = set(many.episode[dataset.train_frames]), set(many.episode[dataset.check_frames])
+        assert trained | held_out == set(range(40))
+        assert trained.isdisjoint(held_out)
+        assert len(held_out) == 2
+
+
+def new_trainer(dataset: Dataset, folder: Path, **changes: object) -> Trainer:
+    """A trainer of a tiny network; `changes` are made to the recipe."""
+    training = {
+        "method": "bc", "demonstrations": 3, "demonstration_seed": 1, "updates": UPDATES, "batch": 4,
+        "matrix_rate": 2e-3, "learning_rate": 1e-3, "weight_decay": 0.01, "landmark_weight": 1.0, "seed": 0,
+    }  # fmt: skip
+    network = {
+        "fusion": "embedded", "width": 16, "depth": 1, "heads": 2, "chunk": 4, "action_size": 5, "proprio_size": 7,
+        "landmarks": dataset.demos.landmarks.shape[1],
+    }  # fmt: skip
+    card = {"summary": "", "environment": "pick_place", "execute": 2, "cameras": {"wrist": SMALL}, "network": network}
+    return Trainer(PolicyCard.model_validate(card | {"training": training | changes}), dataset, folder)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+def train(dataset: Dataset, folder: Path, stop: int = 0, **changes: object) -> tuple[Trainer, dict]:
+    """Train to the end, or until `stop` updates were saved; the figures that were logged, by update."""
+    trainer, logged = new_trainer(dataset, folder, **changes), {}
+
+    def log(update: int, figures: dict[str, float]) -> None:
+        logged[update] = figures
+        if update == stop:
+            raise KeyboardInterrupt
+
+    try:
+        trainer.run(log, log_every=1, save_every=stop or UPDATES)
+    except KeyboardInterrupt:
+        assert stop
+    return trainer, logged
+
+
+class TestTrainer:
+    def test_it_trains(self, dataset: Dataset, tmp_path: Path) -> None:
+        before = weights(new_trainer(dataset, tmp_path / "untrained"))
+        trainer, logged = train(dataset, tmp_path)
+        assert list(logged) == list(range(1, UPDATES + 1))
+        assert all(np.isfinite(list(figures.values())).all() for figures in logged.values())
+        assert trainer.update == UPDATES
+        after = weights(trainer)
+        same = [name for name in before if (before[name] == after[name]).all()]
+        assert same == ["proprio_mean", "proprio_std"]
+
+    def test_it_learns(self, dataset: Dataset, tmp_path: Path) -> None:
+        _, logged = train(dataset, tmp_path, updates=200, learning_rate=5e-3, matrix_rate=2e-2, batch=16)
+        for figure in ("train/action", "train/landmark"):
+            losses = [figures[figure] for _, figures in sorted(logged.items())]
+            assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5]), figure
+
+    def test_the_seed_decides(self, dataset: Dataset, tmp_path: Path) -> None:
+        one, again, other = (
+            weights(train(dataset, tmp_path / name, seed=seed)[0])
+            for name, seed in (("one", 0), ("again", 0), ("other", 1))
+        )
+        assert all((one[name] == again[name]).all() for name in one)
+        assert any((one[name] != other[name]).any() for name in one)
+
+    def test_going_on_equals_never_having_stopped(self, dataset: Dataset, tmp_path: Path) -> None:
+        whole, figures = train(dataset, tmp_path / "whole")
+        train(dataset, tmp_path / "stopped", stop=3)
+        resumed, rest = train(dataset, tmp_path / "stopped")
+        assert list(rest) == [4, 5, 6]
+        assert all(rest[i]["train/action"] == figures[i]["train/action"] for i in rest)
+        assert resumed.seconds > 0
+        ours, theirs = weights(whole), weights(resumed)
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+        assert train(dataset, tmp_path / "stopped")[1] == {}, "a finished run has nothing left to do"
+
+    @pytest.mark.parametrize("kept", [0.0, 0.0001, 0.01, 0.5, 0.999])
+    def test_a_truncated_checkpoint_is_refused(self, dataset: Dataset, tmp_path: Path, kept: float) -> None:
+        trainer, _ = train(dataset, tmp_path, stop=3)
+        content = trainer.checkpoint.read_bytes()
+        trainer.checkpoint.write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(UserError, match=r"checkpoint\.pt is truncated or damaged; delete it"):
+            new_trainer(dataset, tmp_path)
+
+    def test_a_file_that_is_no_checkpoint_is_refused(self, dataset: Dataset, tmp_path: Path) -> None:
+        for content in (b"no checkpoint at all", bytes(300)):
+            (tmp_path / "checkpoint.pt").write_bytes(content)
+            with pytest.raises(UserError, match="delete it"):
+                new_trainer(dataset, tmp_path)
+
+    def test_a_checkpoint_of_another_card_is_refused(self, dataset: Dataset, tmp_path: Path) -> None:
+        train(dataset, tmp_path, stop=3)
+        with pytest.raises(UserError, match=r"checkpoint\.pt belongs to another card"):
+            new_trainer(dataset, tmp_path, learning_rate=2e-3)
+
+    def test_the_learning_rate_rises_and_falls_to_nothing(self) -> None:
+        rates = [schedule(done) for done in np.linspace(0, 1, 101)]
+        assert max(rates) <= 1.01
+        assert 0 < rates[0] < 0.1
+        assert rates[-1] == pytest.approx(0, abs=1e-9)
+        peak = int(np.argmax(rates))
+        assert 0 < peak < 15
+        assert all(a <= b for a, b in pairwise(rates[: peak + 1]))
+        assert all(a >= b for a, b in pairwise(rates[peak:]))
