@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
 app.add_typer(train_app, name="train")
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 200)
 
 Env = Annotated[str, typer.Option("--env", help="Environment: a folder in envs/.")]
 Arm = Annotated[str, typer.Option("--arm", help="Arm: a folder in policies/.")]
@@ -166,10 +166,10 @@ def train_bc(
 @app.command()
 def cost() -> None:
     """Tokens, acuity, parameters and GFLOPs of every arm, without simulating."""
-    from mrvlm_sim.evaluation.costs import cost_table
+    from mrvlm_sim.evaluation.costs import cost_tables
 
-    for title, seed_sizes in (("shipped sizes", False), ("seed sizes: 1024-px sensor, ViT-B", True)):
-        _print_table(cost_table(seed_sizes), title)
+    for title, table in cost_tables().items():
+        _print_table(table, title)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import tomli_w
 import torch
 
 from mrvlm_sim.agents.card import PolicyCard, Weights
+from mrvlm_sim.agents.model_card import model_card
 from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError
@@ -92,12 +93,13 @@ def load_trained(folder: Path, device: torch.device | None = None) -> TrainedPol
 
 
 def save_trained(folder: Path, card: PolicyCard, network: PolicyNetwork, **made_by: Any) -> None:
-    """Write card and weights; `made_by` are the other fields of `Weights`. The card is written last."""
+    """Write card, model card and weights; `made_by` are the other fields of `Weights`. The card is written last."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(state, folder / WEIGHTS)
     weights = Weights(sha256=sha256(folder / WEIGHTS), **made_by)
     complete = card.model_copy(update={"weights": weights})
+    (folder / "README.md").write_text(model_card(complete), encoding="utf-8")
     partial = folder / (CARD + ".partial")
     partial.write_text(tomli_w.dumps(complete.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     partial.rename(folder / CARD)

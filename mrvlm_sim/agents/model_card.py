@@ -1,0 +1,30 @@
+"""The model card that lies beside a policy's weights, written from the policy card."""
+
+from mrvlm_sim.agents.card import PolicyCard
+
+TEXT = """# {summary}
+
+A policy for the environment `{environment}` of mrvlm_sim, trained by behaviour cloning of the suite's scripted expert.
+
+- **Sees**: {eyes}.
+- **Network**: ViT of width {network.width} and depth {network.depth}, `{network.fusion}` fusion, chunks of \
+{network.chunk} actions, of which {execute} are carried out before it looks again.
+- **Trained on** {training.demonstrations} demonstrations (seed {training.demonstration_seed}): {training.updates} \
+updates of {training.batch} frames, training seed {training.seed}, {weights.minutes:g} minutes on {weights.device}.
+- **Meant for** comparing ways of seeing within this suite. It was trained in simulation only, on one task, and must \
+not drive a real robot.
+- **Known weaknesses**: undefended against adversarial frames; knows only instructions like "put the red cube on the \
+blue pad".
+
+Everything needed to train it again is in `policy.toml`; how it did, with intervals, is in `results/`.
+"""
+
+
+def model_card(card: PolicyCard) -> str:
+    """Markdown for a trained policy."""
+    cameras = [
+        f"camera `{camera}`, {' + '.join(f'{grid}x{grid}' for grid in pyramid.grids)} tokens of "
+        f"{pyramid.patch}-pixel patches from a {pyramid.frame_size}-pixel sensor"
+        for camera, pyramid in card.cameras.items()
+    ]
+    return TEXT.format(**dict(card), eyes="; ".join(cameras))
