@@ -16,7 +16,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.env import ManipulationEnv, decode_instruction, simulator_state
 from mrvlm_sim.training.bc import Dataset, Trainer, schedule
 from mrvlm_sim.training.demos import Demonstrations, record
-from mrvlm_sim.training.views import MarginViews, margins, render_views
+from mrvlm_sim.training.views import OPENING, STRIDE, MarginViews, kept_frames, margins, render_views
 from mrvlm_sim.vision import Jitter, Pyramid, unpatchify
 
 SMALL = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4), jitter=Jitter(tremor=0.2, drift=0.1))
@@ -172,8 +172,10 @@ class TestMarginViews:
         self, demos: Demonstrations, views: MarginViews, env: ManipulationEnv
     ) -> None:
         rng, likeness = np.random.default_rng(2), []
-        frames = rng.choice(len(demos.states), 12, replace=False)
-        tokens, boxes = views.tokens(frames, rng)
+        kept = kept_frames(demos)
+        indices = rng.choice(len(kept), 12, replace=False)
+        frames = kept[indices]
+        tokens, boxes = views.tokens(indices, rng)
         assert (tokens.shape, tokens.dtype) == ((12, 48, 192), np.uint8)
         assert (boxes.shape, boxes.dtype) == ((12, 48, 4), np.float32)
         first = np.cumsum([0, *np.square(SMALL.grids)])[:-1]  # the upper left token of each view
@@ -209,13 +211,27 @@ class TestMarginViews:
                 render_views(*other, cache, workers=1)
 
 
+class TestKeptFrames:
+    def test_the_opening_of_every_episode_is_kept_whole_and_the_rest_thinned(self, demos: Demonstrations) -> None:
+        kept = kept_frames(demos)
+        for episode in range(len(demos.reset_seeds)):
+            frames = np.flatnonzero(demos.episode == episode)
+            steps = np.flatnonzero(np.isin(frames, kept))
+            assert steps[:OPENING].tolist() == list(range(OPENING))
+            assert (np.diff(steps[OPENING:]) == STRIDE).all()
+            assert len(steps) >= OPENING + (len(frames) - OPENING) // STRIDE
+
+
 class TestDataset:
     def test_a_batch_is_what_was_demonstrated(self, demos: Demonstrations, dataset: Dataset) -> None:
         last = np.flatnonzero(demos.episode == 0)[-1]
-        batch = dataset.sample(np.array([last - 2]), 5, np.random.default_rng(0))
-        assert batch.valid.tolist() == [[True, True, True, False]] * 5
-        assert (batch.actions[0, :3].numpy() == demos.actions[last - 2 : last + 1]).all()
-        assert (batch.proprio[4].numpy() == demos.proprio[last - 2]).all()
+        near_end = np.flatnonzero(np.isin(dataset.kept, range(last - 3, last + 1)))[:1]
+        frame = dataset.kept[near_end[0]]
+        left = last - frame + 1
+        batch = dataset.sample(near_end, 5, np.random.default_rng(0))
+        assert batch.valid.tolist() == [[step < left for step in range(4)]] * 5
+        assert (batch.actions[0, :left].numpy() == demos.actions[frame : last + 1]).all()
+        assert (batch.proprio[4].numpy() == demos.proprio[frame]).all()
         assert 0 <= batch.tokens["wrist"].min() < batch.tokens["wrist"].max() <= 1
         assert (batch.boxes["wrist"][0] != batch.boxes["wrist"][1]).any(), "every sample has a jitter of its own"
 

@@ -12,7 +12,6 @@ from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
 
-
 SIZES = {"shipped sizes": False, "seed sizes (1024-px sensor, ViT-B)": True}
 STAGES = ("patch_embedding", "context", "fusion", "trunk", "heads")
 

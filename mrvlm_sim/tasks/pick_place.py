@@ -19,7 +19,7 @@ COLOURS = {
 }
 OBJECTS = ("object0", "object1", "object2", "object3")
 TARGETS = ("target0", "target1")
-HALF_SIZE = 0.02  # of an object, metres
+HALF_SIZE = 0.025  # of an object, metres
 TARGET_HALF_SIZE = 0.05
 RESTING_SPEED = 0.05  # metres per second
 

@@ -21,7 +21,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.models.network import LANDMARK_SCALE
 from mrvlm_sim.training.demos import Demonstrations
-from mrvlm_sim.training.views import MarginViews
+from mrvlm_sim.training.views import MarginViews, kept_frames
 
 HELD_OUT = 0.05  # of the episodes, for the curves
 CHECK_FRAMES = 256
@@ -46,17 +46,18 @@ class Dataset:
 
     def __init__(self, demos: Demonstrations, views: dict[str, MarginViews], chunk: int, device: torch.device) -> None:
         self.demos, self.views, self.chunk, self.device = demos, views, chunk, device
-        frames = np.arange(len(demos.episode))
-        held_out = demos.episode >= np.ceil(len(demos.reset_seeds) * (1 - HELD_OUT))
-        self.train_frames, self.check_frames = frames[~held_out], frames[held_out]
+        self.kept = kept_frames(demos)
+        held_out = demos.episode[self.kept] >= np.ceil(len(demos.reset_seeds) * (1 - HELD_OUT))
+        self.train_frames, self.check_frames = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         self.words = encode_words(demos.instructions.tolist())
         self.last_frame = np.searchsorted(demos.episode, demos.episode, side="right") - 1
 
     def sample(self, frames: np.ndarray, size: int, rng: np.random.Generator) -> Batch:
-        """`size` frames drawn from `frames` with replacement, freshly jittered."""
+        """`size` frames drawn from `frames` (indices into the kept ones) with replacement, freshly jittered."""
         demos, device = self.demos, self.device
-        chosen = rng.choice(frames, size)
-        seen = {camera: views.tokens(chosen, rng) for camera, views in self.views.items()}
+        drawn = rng.choice(frames, size)
+        seen = {camera: views.tokens(drawn, rng) for camera, views in self.views.items()}
+        chosen = self.kept[drawn]
         ahead = chosen[:, None] + np.arange(self.chunk)
         last = self.last_frame[chosen][:, None]
         return Batch(
@@ -93,7 +94,7 @@ class Trainer:
         recipe = card.training
         torch.manual_seed(recipe.seed)
         self.network = PolicyNetwork(card.cameras, card.network).to(dataset.device)
-        proprio = dataset.demos.proprio[dataset.train_frames]
+        proprio = dataset.demos.proprio[dataset.kept[dataset.train_frames]]
         self.network.proprio_mean.copy_(torch.from_numpy(proprio.mean(0)))
         self.network.proprio_std.copy_(torch.from_numpy(proprio.std(0) + 1e-3))
         self.optimisers = make_optimisers(self.network, recipe)

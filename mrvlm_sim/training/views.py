@@ -16,15 +16,29 @@ from mrvlm_sim.vision import Pyramid, patchify
 RENDERING = "1"  # raise when the look of the scenes changes, so that older caches are not used
 
 
+OPENING = 6  # frames at the start of an episode that are all kept: far from everything, they are the hardest
+STRIDE = 4  # of the later frames, which look much alike, one in so many is kept
+
+
+def kept_frames(demos: Demonstrations) -> np.ndarray:
+    """Indices of the frames that are rendered and trained on, int64: many episodes matter more than every frame."""
+    first = np.searchsorted(demos.episode, demos.episode)
+    step = np.arange(len(demos.episode)) - first
+    return np.flatnonzero((step < OPENING) | ((step - OPENING) % STRIDE == demos.episode % STRIDE))
+
+
 class MarginViews:
-    """Every level of one camera over all frames: uint8 (F, view + 2 margin, view + 2 margin, 3) on disk."""
+    """Every level of one camera over the kept frames: uint8 (K, view + 2 margin, view + 2 margin, 3) on disk."""
 
     def __init__(self, pyramid: Pyramid, levels: list[np.ndarray]) -> None:
         self.pyramid, self.levels = pyramid, levels
         self.margins = margins(pyramid)
 
     def tokens(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Freshly jittered tokens uint8 (B, N, patch*patch*3) and boxes float32 (B, N, 4) of some frames (B,)."""
+        """Freshly jittered tokens uint8 (B, N, patch*patch*3) and boxes float32 (B, N, 4) of kept frames (B,).
+
+        `frames` count within `kept_frames`.
+        """
         pyramid = self.pyramid
         origins = pyramid.place(pyramid.jitter.stationary(rng, (len(frames), pyramid.levels, 2)))
         steps = (origins - pyramid.centred()) // np.array(pyramid.factors)[:, None]
@@ -58,10 +72,10 @@ def margin_boxes(pyramid: Pyramid) -> tuple[np.ndarray, list[int]]:
 
 
 def render_views(demos: Demonstrations, camera: str, pyramid: Pyramid, cache: Path, workers: int) -> MarginViews:
-    """Render all frames of the demonstrations through one camera, or take them from the cache."""
+    """Render the kept frames of the demonstrations through one camera, or take them from the cache."""
     folder = cache / _fingerprint(demos, camera, pyramid)
     _, sizes = margin_boxes(pyramid)
-    shapes = [(len(demos.states), size, size, 3) for size in sizes]
+    shapes = [(len(kept_frames(demos)), size, size, 3) for size in sizes]
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -80,12 +94,13 @@ def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: P
     env = make_env(demos.environment)
     boxes, sizes = margin_boxes(pyramid)
     files = [np.load(folder / f"{level}.npy", mmap_mode="r+") for level in range(pyramid.levels)]
+    kept = kept_frames(demos)
     for episode in episodes:
         env.reset(seed=int(demos.reset_seeds[episode]))
-        for frame in np.flatnonzero(demos.episode == episode).tolist():
-            demos.restore(env, frame)
+        for index in np.flatnonzero(demos.episode[kept] == episode).tolist():
+            demos.restore(env, int(kept[index]))
             for file, view in zip(files, env.renderer.views(env.scene.data, camera, boxes, sizes), strict=True):
-                file[frame] = view
+                file[index] = view
     env.close()
 
 

@@ -1,0 +1,349 @@
+"""The command line: what people type, what they read back, and with which exit code it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+from test_policies import save_tiny
+
+from mrvlm_sim.agents.registry import BASELINES, arm_cards
+from mrvlm_sim.agents.trained import CARD
+from mrvlm_sim.cli import main, parse_fraction
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.runs import read_episodes
+from mrvlm_sim.metrics.attacks import ATTACKS
+from mrvlm_sim.paths import CHECKOUT
+from mrvlm_sim.training.demos import Demonstrations
+
+COMMANDS = ("eval", "demos", "train", "cost", "view", "list", "doctor", "bench")
+EVAL = ("eval", "--env", "pick_place", "--workers", "1")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr("sys.argv", ["mrvlm-sim", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return call
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command line as a process of its own, in a process group of its own."""
+    variables = {**os.environ, "PYTHONPATH": str(CHECKOUT), "NO_COLOR": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "mrvlm_sim.cli", *arguments],
+        cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+class TestWrongInput:
+    def test_it_ends_without_a_traceback(self, tmp_path: Path) -> None:
+        with start("eval", "--env", "pikplace", cwd=tmp_path) as process:
+            out, err = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert out == ""
+        assert err == "error: unknown environment 'pikplace'. Did you mean 'pick_place'? Known: pick_place\n"
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("eval", "--env", "pick_plase"), ["environment 'pick_plase'", "'pick_place'?"]),
+            (("demos", "--env", "pick_plase"), ["environment 'pick_plase'", "'pick_place'?"]),
+            ((*EVAL, "--policy", "uniform-257"), ["policy 'uniform-257'", "'uniform-256'?", "expert", *arm_cards()]),
+            ((*EVAL, "--policy", "expert", "--attack", "pgf"), ["attack 'pgf'", "'pgd'?", "noise, pgd"]),
+            (("view", "--env", "pick_place", "--arm", "uniform-48"), ["arm 'uniform-48'", "'uniform-49'?"]),
+            (("view", "--env", "pikplace", "--arm", "uniform-49"), ["environment 'pikplace'", "'pick_place'?"]),
+            (("train", "bc", "--env", "pick_place", "--arm", "piramid"), ["arm 'piramid'", "Known: pyramid-192"]),
+        ],
+    )
+    def test_unknown_names(self, cli: Cli, tmp_path: Path, arguments: tuple[str, ...], said: list[str]) -> None:
+        ended = cli(*arguments)
+        assert ended.code == 2
+        assert ended.err.startswith("error: ")
+        assert [word for word in said if word not in ended.err] == []
+        assert "Traceback" not in ended.out + ended.err
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--episodes", "0"), "--episodes must be at least 1, not 0"),
+            (("--episodes", "many"), "--episodes"),
+            (("--seed", "-1"), "--seed must be 0 or more, not -1"),
+            (("--workers", "0"), "--workers must be at least 1, not 0"),
+            (("--video", "-1"), "--video must be 0 or more, not -1"),
+            (("--policy", "expert"), "two policies are called expert"),
+            (("--attack", "noise", "--eps", "-1"), "--eps must lie in (0, 1], as a part of the pixel range"),
+            (("--attack", "noise", "--eps", "0"), "--eps must lie in (0, 1]"),
+            (("--attack", "noise", "--eps", "2"), "such as 4/255, not 2"),
+            (("--attack", "noise", "--eps", "nan"), "--eps must lie in (0, 1]"),
+            (("--attack", "noise", "--eps", "1/1000"), "--eps 0.001 is below 1/255"),
+            (("--attack", "noise", "--eps", "abc"), "--eps must be a number or a fraction such as 4/255, not 'abc'"),
+            (("--attack", "noise", "--eps", "1/0"), "not '1/0'"),
+        ],
+    )
+    def test_values_out_of_range(self, cli: Cli, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+        ended = cli(*EVAL, "--policy", "expert", *arguments)
+        assert ended.code == 2
+        assert said in ended.err
+        assert "Traceback" not in ended.out + ended.err
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("command", ["view", "demos"])
+    def test_negative_seeds(self, cli: Cli, command: str) -> None:
+        arm = ("--arm", "uniform-49") if command == "view" else ()
+        ended = cli(command, "--env", "pick_place", "--seed", "-1", *arm)
+        assert ended.code == 2
+        assert "--seed must be 0 or more, not -1" in ended.err
+
+    def test_attack_steps(self, cli: Cli, tmp_path: Path) -> None:
+        folder = save_tiny(tmp_path / "tiny")
+        ended = cli(*EVAL, "--policy", str(folder), "--attack", "pgd", "--steps", "0", "--output", "run")
+        assert ended.code == 2
+        assert "--steps must be at least 1, not 0" in ended.err
+        assert not Path("run").exists()
+
+    def test_an_existing_output(self, cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        ended = cli(*EVAL, "--policy", "expert", "--output", "run")
+        assert ended.code == 2
+        assert "run exists already; choose another --output" in ended.err
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            (*EVAL, "--policy", "expert", "--output", "file/run"),
+            ("demos", "--env", "pick_place", "--episodes", "1", "--output", "file/x.npz"),
+            ("view", "--env", "pick_place", "--arm", "uniform-49", "--output", "file/x.png"),
+        ],
+    )
+    def test_an_output_under_a_file(self, cli: Cli, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+        (tmp_path / "file").write_text("not a folder")
+        ended = cli(*arguments)
+        assert ended.code == 2
+        assert "file" in ended.err
+        assert "--output" in ended.err
+
+    def test_a_malformed_card_is_named_by_its_file(self, cli: Cli, tmp_path: Path) -> None:
+        card = save_tiny(tmp_path / "tiny") / CARD
+        card.write_text(card.read_text().replace("depth = 1", 'depth = "one"'))
+        ended = cli(*EVAL, "--policy", "tiny")
+        assert ended.code == 2
+        assert [word for word in (str(Path("tiny") / CARD), "network.depth", "'one'") if word not in ended.err] == []
+
+    def test_an_arm_of_another_environment_is_not_trained(self, cli: Cli) -> None:
+        ended = cli("train", "bc", "--env", "reach", "--arm", "uniform-49")
+        assert ended.code == 2
+        assert "uniform-49 belongs to environment pick_place, not reach" in ended.err
+
+    def test_a_picture_of_unknown_kind(self, cli: Cli) -> None:
+        ended = cli("view", "--env", "pick_place", "--arm", "uniform-49", "--output", "view.gif")
+        assert ended.code == 2
+        assert "--output must end in .png or .mp4, not 'view.gif'" in ended.err
+
+
+@pytest.mark.parametrize(("text", "value"), [("4/255", 4 / 255), ("0.0157", 0.0157), (" 1 / 2 ", 0.5), ("1e-2", 0.01)])
+def test_fractions(text: str, value: float) -> None:
+    assert parse_fraction(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "/", "4/", "/255", "4/255/2", "four", "1/0", "4:255"])
+def test_what_is_no_fraction(text: str) -> None:
+    with pytest.raises(UserError, match="--eps must be a number or a fraction such as 4/255") as error:
+        parse_fraction(text)
+    assert repr(text) in str(error.value)
+
+
+class TestWhatThereIs:
+    def test_no_arguments_show_the_commands(self, cli: Cli) -> None:
+        ended = cli()
+        shown = ended.out + ended.err
+        assert [name for name in COMMANDS if name not in shown] == []
+
+    def test_list_names_everything(self, cli: Cli) -> None:
+        ended = cli("list")
+        assert ended.code == 0
+        assert [name for name in ("pick_place", *arm_cards(), *BASELINES, *ATTACKS) if name not in ended.out] == []
+
+    def test_cost_names_every_arm(self, cli: Cli) -> None:
+        ended = cli("cost")
+        assert ended.code == 0
+        lines = ended.out.splitlines()
+        named = {name: [line for line in lines if re.search(rf"(?<![\w-]){name}(?![\w-])", line)] for name in arm_cards()}
+        assert {name: len(found) for name, found in named.items()} == dict.fromkeys(arm_cards(), 4)
+        assert any(" 256 " in line for line in named["uniform-256"])
+        assert any(" 48 " in line for line in named["pyramid-48-cross"])
+        assert "nan" not in ended.out.lower()
+
+    def test_doctor_finds_this_machine_fit(self, cli: Cli) -> None:
+        ended = cli("doctor")
+        assert ended.code == 0, ended.out
+        assert [word for word in ("Python", "MuJoCo", "renderer", "torch", "environments") if word not in ended.out] == []
+
+    def test_view_writes_a_picture(self, cli: Cli) -> None:
+        ended = cli("view", "--env", "pick_place", "--arm", "pyramid-48-cross", "--output", "new/what.png")
+        assert ended.code == 0
+        assert "new/what.png" in ended.out
+        picture = iio.imread("new/what.png")
+        assert picture.shape[0] == 512
+        assert picture.shape[1] >= 4 * 512, "the frame and three levels"
+        assert picture.std() > 10
+
+    def test_demos_are_written(self, cli: Cli) -> None:
+        ended = cli("demos", "--env", "pick_place", "--episodes", "2", "--output", "x.npz")
+        assert ended.code == 0
+        assert "2 episodes" in ended.out
+        recorded = Demonstrations.load(Path("x.npz"))
+        assert len(recorded.success) == 2
+        assert f"{len(recorded.states)} frames" in ended.out
+
+
+POLICIES = """
+import numpy as np
+
+class Broken:
+    def __init__(self):
+        raise OSError("no checkpoint")
+
+class Raises:
+    def reset(self, episodes): pass
+    def act(self, observations): raise ValueError("lost my way")
+"""
+
+
+class TestEval:
+    def test_results_and_where_they_are(self, cli: Cli) -> None:
+        ended = cli(*EVAL, "--policy", "expert", "--policy", "noop", "--episodes", "2", "--output", "out/run")
+        assert ended.code == 0, ended.out + ended.err
+        lines = ended.out.splitlines()
+        assert any("expert" in line and "(2/2)" in line for line in lines)
+        assert any("noop" in line and "(0/2)" in line for line in lines)
+        assert "results: out/run" in ended.out
+        assert "nan" not in ended.out.lower()
+        assert len(read_episodes(Path("out/run"))) == 4
+        told = json.loads(Path("out/run/provenance.json").read_text())
+        assert (told["policies"], told["episodes"], told["suite_seed"]) == (["expert", "noop"], 2, 0)
+        assert told["renderer"]
+        assert told["command"].startswith("mrvlm-sim eval --env pick_place")
+
+    def test_without_output_a_run_gets_a_folder_of_its_own(self, cli: Cli) -> None:
+        assert cli(*EVAL, "--policy", "expert", "--episodes", "1").code == 0
+        (run,) = (Path("results") / "runs").iterdir()
+        assert run.name.startswith("pick_place-")
+        assert (run / "table.md").read_text().count("expert") == 1
+
+    def test_a_policy_that_cannot_be_loaded_is_left_out(self, cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "bad.py").write_text(POLICIES)
+        ended = cli(*EVAL, "--policy", "expert", "--policy", "bad.py:Broken", "--episodes", "2", "--output", "run")
+        assert ended.code == 1
+        assert "left out Broken: bad.py:Broken() failed: OSError: no checkpoint" in ended.out
+        assert "(2/2)" in ended.out
+        assert read_episodes(Path("run"))["policy"].tolist() == ["expert"] * 2
+
+    def test_a_policy_that_raises_shows_its_errors(self, cli: Cli, tmp_path: Path) -> None:
+        path = tmp_path / "bad.py"
+        path.write_text(POLICIES)
+        ended = cli(*EVAL, "--policy", f"{path}:Raises", "--policy", "expert", "--episodes", "2", "--output", "run")
+        assert "error Raises: ValueError: lost my way (2 episodes)" in ended.out
+        assert read_episodes(Path("run"))["error"].tolist() == ["ValueError: lost my way"] * 2 + [""] * 2
+        row = next(line for line in Path("run/table.md").read_text().splitlines() if "Raises" in line)
+        assert [cell.strip() for cell in row.split("|")][-3:-1] == ["2", "0"]
+        assert "(0/2)" in row
+
+    def test_an_attack_stands_beside_its_clean_twin(self, cli: Cli, tmp_path: Path) -> None:
+        folder = save_tiny(tmp_path / "tiny")
+        ended = cli(
+            *EVAL, "--policy", str(folder), "--policy", "random", "--attack", "noise", "--attack", "noise",
+            "--eps", "8/255", "--episodes", "1", "--output", "run",
+        )  # fmt: skip
+        assert ended.code == 0, ended.out + ended.err
+        rows = read_episodes(Path("run")).set_index(["policy", "condition"])
+        assert sorted(rows.index) == [("random", "clean"), ("tiny", "clean"), ("tiny", "noise")]
+        assert rows.loc[("tiny", "noise"), "largest_change"] == 8
+        assert "noise drop" in ended.out
+        assert "nan" not in ended.out.lower()
+
+    def test_a_film_is_made(self, cli: Cli) -> None:
+        assert cli(*EVAL, "--policy", "expert", "--episodes", "2", "--video", "1", "--output", "run").code == 0
+        assert [film.name for film in Path("run/videos").iterdir()] == ["expert-clean-000.mp4"]
+
+
+def living(group: int) -> list[str]:
+    """Processes of a group that are not dead, by their command lines."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            state, _, process_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if folder.name.isdigit() and int(process_group) == group and state != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for left processes in /proc")
+@pytest.mark.parametrize("whole_group", [False, True], ids=["main process", "as a terminal does"])
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path, whole_group: bool) -> None:
+    episodes, run = 5000, tmp_path / "run"
+    arguments = ("--policy", "expert", "--episodes", str(episodes), "--workers", "2", "--output", str(run))
+    with start("eval", "--env", "pick_place", *arguments, cwd=tmp_path) as process:
+        try:
+            rows = run / "episodes.csv"
+            assert wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 3, 90)
+            (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            assert wait_for(lambda: living(process.pid) == [], 10), living(process.pid)
+        finally:
+            if living(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    done = read_episodes(run)
+    assert 3 <= len(done) < episodes
+    assert (done["error"] == "").all()
+    assert f"{episodes - len(done)} of {episodes} episodes are missing" in out
+    header, _, row = (run / "table.md").read_text().splitlines()
+    table = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
+    assert table["missing"] == str(episodes - len(done))
+    assert not list(run.glob("*.partial"))
+
