@@ -81,9 +81,8 @@ def evaluate(
     from mrvlm_sim.tasks import environment_card
 
     environment_card(env)
-    conditions = [Condition()]
+    conditions, size = [Condition()], parse_fraction(eps)
     if attack:
-        size = parse_fraction(eps)
         attacks = [Condition(name, "sensor", name, size, steps) for name in dict.fromkeys(attack)]
         conditions = [Condition(source="sensor"), *attacks]
     policies = policy or [*shipped_arms(env), *([] if attack else BASELINES)]
@@ -91,11 +90,10 @@ def evaluate(
     run = Evaluation(
         plan, output or new_run_path(runs_folder(), env), default_workers() if workers is None else workers
     )
-    for name, problem in run.problems.items():
-        console.print(f"[bold red]left out[/] {name}: {problem}", soft_wrap=True)
-    interrupted = _run_with_progress(run)
-    table = run.finish()
-    _print_result(table, run)
+    try:
+        interrupted = _run_with_progress(run)
+    finally:
+        _print_result(run.finish(), run)
     if interrupted:
         raise typer.Exit(130)
     if run.problems:
@@ -106,14 +104,16 @@ def evaluate(
 def demos(
     env: Env,
     episodes: Annotated[int, typer.Option(help="Episodes to record.")] = 800,
-    seed: Annotated[int, typer.Option(help="Seed of the demonstrations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the demonstrations.")] = 0,
     output: Annotated[Path | None, typer.Option(help="File; default: data/demos/<env>-<episodes>-<seed>.npz.")] = None,
 ) -> None:
     """Record expert episodes as simulator states, with pushes so that recoveries are seen."""
+    from mrvlm_sim.paths import make_parent
     from mrvlm_sim.training.demos import record
     from mrvlm_sim.training.session import DEMONSTRATIONS, demonstrations_path
 
     path = output or demonstrations_path(DEMONSTRATIONS, env, episodes, seed)
+    make_parent(path)
     with _bar("recording", episodes) as advance:
         recorded = record(env, episodes, seed, advance)
     recorded.save(path)
@@ -177,14 +177,16 @@ def view(
     env: Env,
     arm: Arm,
     output: Annotated[Path, typer.Option(help="A .png, or a .mp4 of a whole expert episode.")] = Path("view.png"),
-    seed: Annotated[int, typer.Option(help="Which episode.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which episode.")] = 0,
 ) -> None:
     """Show what an arm sees: the frame with the boxes, and every view with its token grid."""
     from mrvlm_sim.agents.registry import arm_card
     from mrvlm_sim.evaluation.view import save_view
+    from mrvlm_sim.paths import make_parent
 
     if output.suffix not in (".png", ".mp4"):
         raise UserError(f"--output must end in .png or .mp4, not {output.name!r}")
+    make_parent(output)
     save_view(env, arm_card(arm)[0], seed, output)
     console.print(f"wrote {output}")
 
@@ -269,15 +271,12 @@ def _run_with_progress(run: "Evaluation") -> bool:
 def _print_result(table: "pd.DataFrame", run: "Evaluation") -> None:
     from mrvlm_sim.evaluation.tables import pretty
 
-    missing = run.missing()
-    if missing:
-        console.print(f"[bold yellow]interrupted:[/] {missing} of {len(run.jobs)} episodes are missing")
     if table.empty:
         console.print("no episode was finished")
     else:
         _print_table(pretty(table), f"{run.plan.environment}, suite seed {run.plan.suite_seed}")
-    for error in run.errors():
-        console.print(f"[red]error[/] {error}", soft_wrap=True)
+    for note in run.notes():
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
     console.print(f"results: {run.folder.path}")
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mrvlm_sim.errors import UserError
+
 PACKAGE = Path(__file__).parent
 CHECKOUT = PACKAGE.parent
 
@@ -22,3 +24,15 @@ def cards_in(folder: str, file_name: str) -> dict[str, Path]:
 def runs_folder() -> Path:
     """Where this user's runs go: `results/runs` under the current folder."""
     return Path("results") / "runs"
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder that an output file goes to.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from error

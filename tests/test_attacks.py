@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_policies import PYRAMID, save_tiny
+from tiny import PYRAMID, save_tiny
 
 from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
 from mrvlm_sim.agents.registry import load_policy

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
-from test_policies import save_tiny
+from tiny import save_tiny
 
 from mrvlm_sim.agents.registry import BASELINES, arm_cards
 from mrvlm_sim.agents.trained import CARD
@@ -128,8 +128,9 @@ class TestWrongInput:
         assert "--seed must be 0 or more, not -1" in ended.err
 
     def test_attack_steps(self, cli: Cli, tmp_path: Path) -> None:
-        folder = save_tiny(tmp_path / "tiny")
-        ended = cli(*EVAL, "--policy", str(folder), "--attack", "pgd", "--steps", "0", "--output", "run")
+        save_tiny(tmp_path / "tiny")
+        attack = ("--attack", "pgd", "--steps", "0")
+        ended = cli(*EVAL, "--policy", "tiny", *attack, "--episodes", "1", "--output", "run")
         assert ended.code == 2
         assert "--steps must be at least 1, not 0" in ended.err
         assert not Path("run").exists()
@@ -178,7 +179,7 @@ def test_fractions(text: str, value: float) -> None:
     assert parse_fraction(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "/", "4/", "/255", "4/255/2", "four", "1/0", "4:255"])
+@pytest.mark.parametrize("text", ["", "/", "/255", "4/255/2", "four", "1/0", "4:255"])
 def test_what_is_no_fraction(text: str) -> None:
     with pytest.raises(UserError, match="--eps must be a number or a fraction such as 4/255") as error:
         parse_fraction(text)
@@ -200,7 +201,9 @@ class TestWhatThereIs:
         ended = cli("cost")
         assert ended.code == 0
         lines = ended.out.splitlines()
-        named = {name: [line for line in lines if re.search(rf"(?<![\w-]){name}(?![\w-])", line)] for name in arm_cards()}
+        named = {
+            name: [line for line in lines if re.search(rf"(?<![\w-]){name}(?![\w-])", line)] for name in arm_cards()
+        }
         assert {name: len(found) for name, found in named.items()} == dict.fromkeys(arm_cards(), 4)
         assert any(" 256 " in line for line in named["uniform-256"])
         assert any(" 48 " in line for line in named["pyramid-48-cross"])
@@ -209,7 +212,9 @@ class TestWhatThereIs:
     def test_doctor_finds_this_machine_fit(self, cli: Cli) -> None:
         ended = cli("doctor")
         assert ended.code == 0, ended.out
-        assert [word for word in ("Python", "MuJoCo", "renderer", "torch", "environments") if word not in ended.out] == []
+        assert [
+            word for word in ("Python", "MuJoCo", "renderer", "torch", "environments") if word not in ended.out
+        ] == []
 
     def test_view_writes_a_picture(self, cli: Cli) -> None:
         ended = cli("view", "--env", "pick_place", "--arm", "pyramid-48-cross", "--output", "new/what.png")
@@ -275,7 +280,7 @@ class TestEval:
         path = tmp_path / "bad.py"
         path.write_text(POLICIES)
         ended = cli(*EVAL, "--policy", f"{path}:Raises", "--policy", "expert", "--episodes", "2", "--output", "run")
-        assert "error Raises: ValueError: lost my way (2 episodes)" in ended.out
+        assert "Raises: ValueError: lost my way (2 episodes)" in ended.out
         assert read_episodes(Path("run"))["error"].tolist() == ["ValueError: lost my way"] * 2 + [""] * 2
         row = next(line for line in Path("run/table.md").read_text().splitlines() if "Raises" in line)
         assert [cell.strip() for cell in row.split("|")][-3:-1] == ["2", "0"]
@@ -321,29 +326,52 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for left processes in /proc")
-@pytest.mark.parametrize("whole_group", [False, True], ids=["main process", "as a terminal does"])
-def test_ctrl_c_keeps_what_is_done(tmp_path: Path, whole_group: bool) -> None:
+def interrupt(process: subprocess.Popen[str], send: Callable[[int, int], None]) -> tuple[str, str]:
+    """Ctrl-C, then what was printed; nothing of the process's group may be left."""
+    try:
+        send(process.pid, signal.SIGINT)
+        printed = process.communicate(timeout=60)
+        assert wait_for(lambda: living(process.pid) == [], 10), living(process.pid)
+        return printed
+    finally:
+        if living(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks for left processes in /proc")
+MANY = ("eval", "--env", "pick_place", "--policy", "expert", "--episodes", "5000", "--workers", "2", "--output", "run")
+
+
+@needs_proc
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     episodes, run = 5000, tmp_path / "run"
-    arguments = ("--policy", "expert", "--episodes", str(episodes), "--workers", "2", "--output", str(run))
-    with start("eval", "--env", "pick_place", *arguments, cwd=tmp_path) as process:
-        try:
-            rows = run / "episodes.csv"
-            assert wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 3, 90)
-            (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-            assert wait_for(lambda: living(process.pid) == [], 10), living(process.pid)
-        finally:
-            if living(process.pid):
-                os.killpg(process.pid, signal.SIGKILL)
+    rows = run / "episodes.csv"
+    with start(*MANY, cwd=tmp_path) as process:
+        begun = wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 3, 90)
+        out, err = interrupt(process, os.kill)
+    assert begun
     assert process.returncode == 130
     assert "Traceback" not in err
     done = read_episodes(run)
     assert 3 <= len(done) < episodes
     assert (done["error"] == "").all()
     assert f"{episodes - len(done)} of {episodes} episodes are missing" in out
-    header, _, row = (run / "table.md").read_text().splitlines()
+    text = (run / "table.md").read_text()
+    assert f"{episodes - len(done)} of {episodes} episodes are missing" in text
+    header, _, row = text.splitlines()[:3]
     table = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
     assert table["missing"] == str(episodes - len(done))
     assert not list(run.glob("*.partial"))
 
+
+@needs_proc
+def test_ctrl_c_while_the_workers_start_is_quiet(tmp_path: Path) -> None:
+    """A terminal sends it to all processes of the group, also to workers that are still importing."""
+    with start(*MANY, cwd=tmp_path) as process:
+        begun = wait_for((tmp_path / "run" / "provenance.json").exists, 90)
+        time.sleep(0.5)
+        out, err = interrupt(process, os.killpg)
+    assert begun
+    assert process.returncode == 130
+    assert "5000 of 5000 episodes are missing" in out
+    assert "Traceback" not in err

@@ -1,56 +1,21 @@
-"""Policies by name, folder, module and file; what does not load or fit is refused by rule, value and remedy."""
+"""Policies by name, folder, module and file; what does not load is refused by rule, value and remedy."""
 
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tiny import save_tiny
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
-from mrvlm_sim.agents.card import PolicyCard
-from mrvlm_sim.agents.policy import EpisodeStart, Requirements, batch_of_one, check_compatible
-from mrvlm_sim.agents.registry import arm_card, arm_cards, load_policy, policy_name
-from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, load_trained, save_trained, sha256
+from mrvlm_sim.agents.policy import check_compatible
+from mrvlm_sim.agents.registry import arm_cards, load_policy, policy_name
+from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, load_trained, sha256
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
-from mrvlm_sim.models import PolicyNetwork, encode_words
-from mrvlm_sim.seeding import generator
-from mrvlm_sim.sim.env import ManipulationEnv, Observation
-from mrvlm_sim.tasks import make_env
-from mrvlm_sim.vision import Jitter, Pyramid
-from mrvlm_sim.wrappers import MultiResolutionTokens
-
-PYRAMID = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4), jitter=Jitter(tremor=0.1))
-SMALL = {"width": 16, "depth": 1, "heads": 2}
-
-
-def tiny_card(**network: Any) -> PolicyCard:
-    """The card of a shipped arm, with a network and a pyramid that cost next to nothing."""
-    card, _ = arm_card("pyramid-48-embedded")
-    update = {"cameras": {"wrist": PYRAMID}, "network": card.network.model_copy(update=SMALL | network)}
-    return card.model_copy(update=update)
-
-
-def save_tiny(folder: Path, **network: Any) -> Path:
-    """A policy folder with random weights that move the arm; returns the folder."""
-    card = tiny_card(**network)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = PolicyNetwork(card.cameras, card.network)
-    with torch.no_grad():
-        for parameter in weights.action_head.parameters():
-            parameter.mul_(2)
-    save_trained(folder, card, weights, minutes=0.1, device="cpu", versions={"torch": torch.__version__})
-    return folder
-
-
-def episode_start(env: ManipulationEnv, instruction: str = "put it there", seed: int = 0) -> EpisodeStart:
-    return EpisodeStart(instruction, np.random.default_rng(seed), env)
+from mrvlm_sim.sim.env import ManipulationEnv
 
 
 def rewrite_weights(folder: Path, content: bytes) -> None:
@@ -75,15 +40,6 @@ def tiny_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny(tiny_folder: Path) -> TrainedPolicy:
     return load_trained(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def brief_env() -> Iterator[ManipulationEnv]:
-    """An environment whose episodes end after ten steps."""
-    environment = make_env("pick_place")
-    environment.card = environment.card.model_copy(update={"max_steps": 10})
-    yield environment
-    environment.close()
 
 
 @pytest.fixture
@@ -182,6 +138,7 @@ class TestRefusedNames:
             ("raise RuntimeError('half done')", "RuntimeError: half done"),
             ("import no_such_package", "no_such_package"),
             ("def broken(:\n", "SyntaxError"),
+            ("raise SystemExit('no licence')", "no licence"),
         ],
     )
     def test_a_file_that_cannot_be_imported(self, here: Path, source: str, named: str) -> None:
@@ -247,240 +204,3 @@ class TestDamagedWeights:
 
     def test_a_folder_without_a_card(self, tmp_path: Path) -> None:
         assert str(tmp_path / CARD) in refusal(str(tmp_path))
-
-
-def looks(env: ManipulationEnv, count: int, source: str = "nested") -> list[Observation]:
-    """Observations of several episodes, as a batch of one each."""
-    wrapped = MultiResolutionTokens(env, {"wrist": PYRAMID}, source, jitter_rng=np.random.default_rng(0))  # type: ignore[arg-type]
-    return [batch_of_one(wrapped.reset(seed=seed)[0]) for seed in range(count)]
-
-
-def stacked(observations: Sequence[Observation]) -> dict[str, Any]:
-    names = [name for name in observations[0] if name != "instruction"]
-    batch: dict[str, Any] = {name: np.concatenate([o[name] for o in observations]) for name in names}
-    return batch | {"instruction": [o["instruction"][0] for o in observations]}
-
-
-class TestTrainedPolicy:
-    def test_saved_and_loaded_it_acts_the_same(self, tiny: TrainedPolicy, tmp_path: Path, env: ManipulationEnv) -> None:
-        made_by = {"minutes": 2.5, "device": "cpu", "versions": {"torch": "2"}}
-        save_trained(tmp_path / "again", tiny.card, tiny.network, **made_by)
-        again = load_trained(tmp_path / "again")
-        assert again.card.weights is not None
-        assert again.card.weights.minutes == 2.5
-        assert again.card.model_dump(exclude={"weights"}) == tiny.card.model_dump(exclude={"weights"})
-        for observation in looks(env, 3):
-            words = encode_words(observation["instruction"])
-            assert (again.decide(observation, words) == tiny.decide(observation, words)).all()
-        assert sorted(entry.name for entry in (tmp_path / "again").iterdir()) == sorted([CARD, WEIGHTS])
-
-    def test_cards_can_be_compared_after_use(self, tiny: TrainedPolicy, tiny_folder: Path) -> None:
-        assert load_trained(tiny_folder).card == tiny.card
-
-    def test_loading_never_unpickles(self, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def forbidden(*_: object, **__: object) -> None:
-            raise AssertionError("unpickles")
-
-        for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
-            monkeypatch.setattr(module, name, forbidden)
-        load_trained(tiny_folder)
-
-    def test_it_looks_once_and_acts_on_it_execute_times(
-        self, tiny: TrainedPolicy, brief_env: ManipulationEnv, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        decided: list[np.ndarray] = []
-        decide = tiny.decide
-
-        def counted(*arguments: Any) -> np.ndarray:
-            decided.append(decide(*arguments))
-            return decided[-1]
-
-        monkeypatch.setattr(tiny, "decide", counted)
-        record = run_episode(brief_env, "pick_place", tiny, "tiny", Condition(), 0, 0)
-        assert (record.error, record.steps, tiny.card.execute) == ("", 10, 4)
-        assert len(decided) == 3
-        assert all(chunk.shape == (1, tiny.card.network.chunk, 5) for chunk in decided)
-        assert (decided[0] != decided[1]).any()
-
-    def test_it_carries_out_its_chunk_in_order(self, tiny: TrainedPolicy, env: ManipulationEnv) -> None:
-        first, second = looks(env, 2)
-        start = episode_start(env, first["instruction"][0])
-        tiny.reset([start])
-        words = encode_words(first["instruction"])
-        acted = [tiny.act(first), tiny.act(second), tiny.act(second), tiny.act(second), tiny.act(second)]
-        chunk, next_chunk = tiny.decide(first, words), tiny.decide(second, words)
-        assert (np.stack(acted[:4], axis=1) == chunk[:, :4]).all()
-        assert (acted[4] == next_chunk[:, 0]).all()
-        tiny.reset([start])
-        assert (tiny.act(first) == chunk[:, 0]).all(), "a new episode begins with a new look"
-
-    def test_a_batch_acts_as_its_episodes_do_alone(self, tiny: TrainedPolicy, env: ManipulationEnv) -> None:
-        observations = looks(env, 2)
-        starts = [episode_start(env, o["instruction"][0]) for o in observations]
-        tiny.reset(starts)
-        together = np.stack([tiny.act(stacked(observations)) for _ in range(4)], axis=1)
-        assert together.shape == (2, 4, 5)
-        assert np.abs(together[0] - together[1]).max() > 1e-3
-        for index, (observation, start) in enumerate(zip(observations, starts, strict=True)):
-            tiny.reset([start])
-            alone = np.stack([tiny.act(observation)[0] for _ in range(4)])
-            assert together[index] == pytest.approx(alone, abs=1e-4)
-
-    def test_the_differentiable_way_gives_the_same_chunks(self, tiny: TrainedPolicy, env: ManipulationEnv) -> None:
-        jitter = np.random.default_rng(3)
-        wrapped = MultiResolutionTokens(env, {"wrist": PYRAMID}, "sensor", jitter_rng=jitter)
-        for seed in range(3):
-            observation, _ = wrapped.reset(seed=seed)
-            batch = batch_of_one(observation)
-            decided = tiny.decide(batch, encode_words(batch["instruction"]))
-            frame = torch.from_numpy(env.renderer.frame(env.scene.data, "wrist", PYRAMID.frame_size) / 255.0).float()
-            origins = {"wrist": wrapped.origins["wrist"][None]}
-            frames = {"wrist": frame.requires_grad_()}
-            chunks = tiny.action_chunks(frames, origins, observation)
-            assert chunks.shape == (1, *decided.shape[1:])
-            assert chunks.detach().clamp(-1, 1).numpy() == pytest.approx(decided, abs=5e-3)
-            (gradient,) = torch.autograd.grad(chunks.square().sum(), [frame])
-            assert gradient.abs().max() > 0
-
-
-class Still:
-    """Does nothing; what it asks for is set by each test."""
-
-    def reset(self, episodes: Sequence[EpisodeStart]) -> None:
-        self.batch = len(episodes)
-
-    def act(self, observations: Any) -> Any:
-        return np.zeros((self.batch, 5))
-
-
-class TestCompatibility:
-    @pytest.mark.parametrize(
-        ("requirements", "named"),
-        [
-            (Requirements({"wirst": PYRAMID}), ["Still", "mrvlm_sim/PickPlace-v0", "'wirst'", "'wrist'", "scene"]),
-            (Requirements(action_size=7), ["Still", "7", "mrvlm_sim/PickPlace-v0", "5"]),
-            (Requirements({"wrist": (4, 4, 4)}), ["Still", "'wrist'", "(4, 4, 4)", "Pyramid"]),  # type: ignore[dict-item]
-            (Requirements(frame_interval=0), ["Still", "frame_interval", "0", "at least 1"]),
-            ({"cameras": {}}, ["Still", "requirements", "Requirements", "{'cameras': {}}"]),
-        ],
-    )
-    def test_a_mismatch_names_both_sides(self, requirements: Any, named: list[str], env: ManipulationEnv) -> None:
-        policy = Still()
-        policy.requirements = requirements  # type: ignore[attr-defined]
-        with pytest.raises(UserError) as error:
-            check_compatible(policy, env)
-        assert [word for word in named if word not in str(error.value)] == []
-
-    def test_what_cannot_act_is_refused(self, env: ManipulationEnv) -> None:
-        with pytest.raises(UserError, match="reset and act; object has no reset"):
-            check_compatible(object(), env)  # type: ignore[arg-type]
-
-    def test_without_requirements_it_gets_body_and_instruction_only(self, brief_env: ManipulationEnv) -> None:
-        seen: set[str] = set()
-
-        class Curious(Still):
-            def act(self, observations: Any) -> Any:
-                seen.update(observations)
-                return super().act(observations)
-
-        assert run(Curious(), brief_env).error == ""
-        assert seen == {"proprio", "instruction"}
-
-    def test_it_is_told_the_instruction_as_text(self, brief_env: ManipulationEnv) -> None:
-        told: list[str] = []
-
-        class Listener(Still):
-            def reset(self, episodes: Sequence[EpisodeStart]) -> None:
-                super().reset(episodes)
-                told.append(episodes[0].instruction)
-
-            def act(self, observations: Any) -> Any:
-                told.extend(observations["instruction"])
-                return super().act(observations)
-
-        record = run(Listener(), brief_env)
-        assert set(told) == {record.instruction}
-        assert record.instruction == record.instruction.strip("\0")
-
-
-def run(policy: Any, env: ManipulationEnv) -> EpisodeRecord:
-    return run_episode(env, "pick_place", policy, "mine", Condition(), 0, 0)
-
-
-def raising() -> Any:
-    raise RuntimeError("out of ideas")
-
-
-MISBEHAVIOUR: dict[str, tuple[Callable[[], Any], list[str]]] = {
-    "no batch axis": (lambda: np.zeros(5), ["ValueError", "shape (1, 5)", "returned (5,)"]),
-    "too few numbers": (lambda: np.zeros((1, 4)), ["shape (1, 5)", "returned (1, 4)"]),
-    "another batch": (lambda: np.zeros((2, 5)), ["shape (1, 5)", "returned (2, 5)"]),
-    "nothing": (lambda: None, ["shape (1, 5)", "returned ()"]),
-    "not a number": (lambda: np.array([[0, 0, np.nan, 0, 0]]), ["finite", "nan"]),
-    "infinite": (lambda: np.full((1, 5), np.inf), ["finite", "inf"]),
-    "text": (lambda: [["a"] * 5], ["finite numbers", "'a'"]),
-    "beyond the range": (lambda: np.array([[0, 1.5, 0, 0, 0]]), ["[-1, 1]", "1.5"]),
-    "beyond the range, below": (lambda: np.full((1, 5), -1.01), ["[-1, 1]", "-1.01"]),
-    "raises": (raising, ["RuntimeError", "out of ideas"]),
-}
-
-
-class TestMisbehaviour:
-    @pytest.mark.parametrize("fault", MISBEHAVIOUR)
-    def test_it_becomes_a_failed_episode_that_says_why(self, fault: str, brief_env: ManipulationEnv) -> None:
-        answer, named = MISBEHAVIOUR[fault]
-
-        class Faulty(Still):
-            steps = 0
-
-            def act(self, observations: Any) -> Any:
-                self.steps += 1
-                return answer() if self.steps == 4 else super().act(observations)
-
-        record = run(Faulty(), brief_env)
-        assert [word for word in named if word not in record.error] == []
-        assert (record.success, record.steps) == (False, 3)
-        assert record.start_hash
-        assert record.instruction
-
-    def test_a_fault_in_reset_too(self, brief_env: ManipulationEnv) -> None:
-        class Faulty(Still):
-            def reset(self, episodes: Sequence[EpisodeStart]) -> None:
-                raise KeyError("no such goal")
-
-        record = run(Faulty(), brief_env)
-        assert "no such goal" in record.error
-        assert (record.success, record.steps) == (False, 0)
-
-    def test_the_next_episode_is_not_touched(self, brief_env: ManipulationEnv) -> None:
-        class Faulty(Still):
-            def act(self, observations: Any) -> Any:
-                raise ValueError("now")
-
-        untouched = run(Still(), brief_env)
-        run(Faulty(), brief_env)
-        again = run(Still(), brief_env)
-        assert (again.end_hash, again.error) == (untouched.end_hash, "")
-
-    @pytest.mark.parametrize("edge", [1.0, -1.0, 1 + 5e-7])
-    def test_the_edge_of_the_range_is_allowed(self, edge: float, brief_env: ManipulationEnv) -> None:
-        class Edge(Still):
-            def act(self, observations: Any) -> Any:
-                return torch.full((1, 5), edge, dtype=torch.float64)
-
-        record = run(Edge(), brief_env)
-        assert (record.error, record.steps) == ("", 10)
-
-
-def test_a_policys_randomness_is_named_by_its_episode(brief_env: ManipulationEnv) -> None:
-    drawn: list[float] = []
-
-    class Drawing(Still):
-        def reset(self, episodes: Sequence[EpisodeStart]) -> None:
-            super().reset(episodes)
-            drawn.append(episodes[0].rng.random())
-
-    for seed, episode in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        run_episode(brief_env, "pick_place", Drawing(), "mine", Condition(), seed, episode)
-    assert drawn[0] == drawn[3] == generator(0, "pick_place", 0, "policy").random()
-    assert len(set(drawn)) == 3

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.env import ManipulationEnv, decode_instruction, simulator_state
+from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.bc import Dataset, Trainer, schedule
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.views import OPENING, STRIDE, MarginViews, kept_frames, margins, render_views
@@ -343,3 +344,23 @@ class TestTrainer:
         assert 0 < peak < 15
         assert all(a <= b for a, b in pairwise(rates[: peak + 1]))
         assert all(a >= b for a, b in pairwise(rates[peak:]))
+
+
+class TestRelabelling:
+    def test_other_instructions_name_what_is_there_and_their_landmarks(self, demos: Demonstrations) -> None:
+        task, rng = make_task("pick_place"), np.random.default_rng(0)
+        landmarks = demos.landmarks[rng.choice(len(demos.landmarks), 60)]
+        instructions, relabelled = task.relabel(landmarks, rng)
+        assert len(set(instructions)) > 4
+        assert (np.nan_to_num(relabelled[:, 2:]) == np.nan_to_num(landmarks[:, 2:])).all()
+        assert np.isfinite(relabelled[:, :2]).all()
+        colours = ["red", "green", "blue", "yellow"]
+        for text, before, after in zip(instructions, landmarks, relabelled, strict=True):
+            thing, target = (colours.index(word) for word in text.split() if word in colours)
+            assert (after[0] == before[2 + thing]).all()
+            assert (after[1] == before[6 + target]).all()
+
+    def test_relabelled_samples_teach_no_actions(self, dataset: Dataset) -> None:
+        batch = dataset.sample(dataset.train_frames, 8, np.random.default_rng(0), relabelled=3)
+        assert not batch.valid[:3].any()
+        assert batch.valid[3:].any(dim=1).all()

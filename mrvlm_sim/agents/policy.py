@@ -46,11 +46,17 @@ def requirements_of(policy: Policy) -> Requirements:
     """What the policy declares, or the default.
 
     Raises:
-        UserError: it declares something that is not `Requirements`.
+        UserError: it declares something that is not `Requirements`, or fails to say.
     """
-    requirements = getattr(policy, "requirements", Requirements())
+    name = type(policy).__name__
+    try:
+        requirements = getattr(policy, "requirements", Requirements())
+    except Exception as error:
+        raise UserError(f"{name}.requirements failed: {type(error).__name__}: {error}") from error
     if not isinstance(requirements, Requirements):
-        raise UserError(f"{type(policy).__name__}.requirements must be Requirements, not {requirements!r}")
+        raise UserError(f"{name}.requirements must be Requirements, not {requirements!r}")
+    if not isinstance(requirements.cameras, Mapping):
+        raise UserError(f"{name}.requirements.cameras must map cameras to Pyramids, not {requirements.cameras!r}")
     return requirements
 
 

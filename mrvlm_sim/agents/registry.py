@@ -63,10 +63,13 @@ def _build(reference: str) -> Policy:
         return build()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{reference}() failed: {type(error).__name__}: {error}") from error
 
 
 def policy_name(reference: str) -> str:
-    """How a policy is called in tables: the arm's, folder's or class's name."""
-    return reference.rpartition(":")[2] if ":" in reference else Path(reference).name
+    """How a policy is called in tables: the arm's, folder's or class's name (of `train`'s `policy`, its parent's)."""
+    if ":" in reference:
+        return reference.rpartition(":")[2]
+    folder = Path(reference).resolve()
+    return folder.parent.name if folder.name == "policy" else folder.name

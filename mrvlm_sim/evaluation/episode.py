@@ -33,7 +33,9 @@ class Condition:
         if self.attack is not None:
             if self.attack not in ATTACKS:
                 raise unknown_name("attack", self.attack, ATTACKS)
-            check_size(self.eps)
+            check_size(self.eps, self.steps)
+            if self.source != "sensor":
+                raise UserError(f"an attack changes sensor frames, so its source must be 'sensor', not {self.source!r}")
 
     def applies_to(self, policy: Policy) -> bool:
         """Whether the attack has something to act on: a policy that sees and, for white boxes, gives gradients."""
@@ -83,9 +85,7 @@ def run_episode(
     outcome: dict[str, Any] = {}
     try:
         _run(env, environment, policy, condition, suite_seed, episode, watch, outcome)
-    except (KeyboardInterrupt, UserError):
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         outcome |= {"error": f"{type(error).__name__}: {error}", "success": False}
     return EpisodeRecord(environment, name, condition.name, suite_seed, episode, **outcome)
 

@@ -11,7 +11,7 @@ from mrvlm_sim.agents.registry import load_policy, policy_name
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.runner import run_jobs
-from mrvlm_sim.evaluation.runs import Plan, RunFolder, provenance, read_episodes
+from mrvlm_sim.evaluation.runs import Plan, RunFolder, provenance
 from mrvlm_sim.evaluation.tables import cost_columns, pretty, success_table
 
 
@@ -46,20 +46,28 @@ class Evaluation:
         counted = Counter(f"{record.policy}: {record.error}" for record in self.records if record.error)
         return [f"{text} ({count} episodes)" for text, count in counted.items()]
 
+    def notes(self) -> list[str]:
+        """What a reader of the table must know: what is missing, was left out, or went wrong."""
+        notes = [f"left out {name}: {problem}" for name, problem in self.problems.items()]
+        if self.missing():
+            notes.append(f"interrupted: {self.missing()} of {len(self.jobs)} episodes are missing")
+        planned = {(job.name, job.condition.name) for job in self.jobs}
+        for condition in self.plan.conditions:
+            untouched = [n for n in dict.fromkeys(job.name for job in self.jobs) if (n, condition.name) not in planned]
+            if untouched:
+                notes.append(f"{condition.name} does not apply to {', '.join(untouched)}")
+        return notes + [f"error of {error}" for error in self.errors()]
+
     def finish(self) -> pd.DataFrame:
         """Write `table.md` and `table.csv` from the rows there are, and return the table with raw numbers."""
-        self.folder.close()
-        path = self.folder.path
-        table = success_table(read_episodes(path), self.plan.episodes)
-        if table.empty:
-            return table
-        fitting = {policy_name(p): p for p in self.plan.policies if policy_name(p) not in self.problems}
-        costs = cost_columns({name: load_policy(reference) for name, reference in fitting.items()})
-        table = table.merge(costs, on="policy", how="left")
-        table["order"] = table["policy"].map({name: i for i, name in enumerate(fitting)})
-        table = table.sort_values("order", ignore_index=True).drop(columns="order")
+        table = success_table(self.folder.close(self.jobs), self.plan.episodes)
+        if not table.empty:
+            tested = {policy_name(p): p for p in self.plan.policies if policy_name(p) in set(table["policy"])}
+            costs = cost_columns({name: load_policy(reference) for name, reference in tested.items()})
+            table = table.merge(costs, on="policy", how="left")
+        text = "no episode was finished" if table.empty else pretty(table).to_markdown(index=False)
         self.folder.write("table.csv", table.to_csv(index=False))
-        self.folder.write("table.md", pretty(table).to_markdown(index=False) + "\n")
+        self.folder.write("table.md", "\n".join([text, *(f"\n- {note}" for note in self.notes())]) + "\n")
         return table
 
 

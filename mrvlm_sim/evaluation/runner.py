@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -44,9 +45,11 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[EpisodeRecord]:
         _prepare_worker()
         yield from map(run_job, jobs)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_pool_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
     try:
-        for finished in as_completed([pool.submit(run_job, job) for job in jobs]):
+        with _interrupts_ignored():  # workers inherit this: Ctrl-C is the parent's business
+            submitted = [pool.submit(run_job, job) for job in jobs]
+        for finished in as_completed(submitted):
             yield finished.result()
     except BrokenProcessPool as error:
         raise UserError(
@@ -83,6 +86,10 @@ def _prepare_worker() -> None:
     one_render_thread()
 
 
-def _prepare_pool_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    _prepare_worker()
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mrvlm_sim.agents.policy import check_compatible
@@ -44,6 +45,8 @@ class Plan:
             raise UserError(f"--seed must be 0 or more, not {self.suite_seed}")
         if self.videos < 0:
             raise UserError(f"--video must be 0 or more, not {self.videos}")
+        if not self.policies:
+            raise UserError(f"no policy was trained for {self.environment} yet; name one with --policy")
         names = [policy_name(reference) for reference in self.policies]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise UserError(f"two policies are called {', '.join(sorted(doubled))}; names must differ within a run")
@@ -86,7 +89,7 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True)
-            self._file = (path / "episodes.csv").open("w", newline="", encoding="utf-8")
+            self._file = (path / "episodes.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace")
         except FileExistsError as error:
             raise UserError(f"{path} exists already; choose another --output or move it away") from error
         except OSError as error:
@@ -102,18 +105,18 @@ class RunFolder:
     def write(self, name: str, text: str) -> None:
         """Write one file of the run, atomically."""
         partial = self.path / (name + ".partial")
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.rename(self.path / name)
 
-    def close(self) -> None:
-        """Close the rows and put them in the order of the plan, whatever order they came in."""
+    def close(self, jobs: Sequence[Job]) -> pd.DataFrame:
+        """Close the rows, put them in the order of the plan, whatever order they came in, and return them."""
         self._file.close()
+        order = {(job.name, job.condition.name, job.episode): i for i, job in enumerate(jobs)}
         rows = read_episodes(self.path)
-        order = {name: i for i, name in enumerate(dict.fromkeys(rows["policy"]))}
-        rows = rows.sort_values(
-            ["policy", "condition", "episode"], key=lambda c: c.map(order) if c.name == "policy" else c
-        )
+        keys = zip(rows["policy"], rows["condition"], rows["episode"], strict=True)
+        rows = rows.iloc[np.argsort([order[key] for key in keys])]
         self.write("episodes.csv", rows.to_csv(index=False))
+        return rows
 
 
 def read_episodes(folder: Path) -> pd.DataFrame:

@@ -119,8 +119,9 @@ def _against(rows: pd.DataFrame, policy: str, reference: str, condition: str) ->
 
 
 def _paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    joined = a.set_index("episode")[["success"]].join(b.set_index("episode")["success"], how="inner", rsuffix="_b")
-    return joined["success"].to_numpy(bool), joined["success_b"].to_numpy(bool)
+    columns = ["episode", "success"]
+    joined = a[columns].merge(b[columns], on="episode", suffixes=("_a", "_b"))
+    return joined["success_a"].to_numpy(bool), joined["success_b"].to_numpy(bool)
 
 
 def _latency(rows: pd.DataFrame) -> dict[str, float]:

@@ -23,7 +23,6 @@ def save_view(environment: str, card: PolicyCard, seed: int, path: Path) -> None
     The picture shows, for every camera, the sensor frame with the boxes of all levels, then every view with its
     token grid in the colour of its box.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     wrapped = MultiResolutionTokens(
         make_env(environment), card.cameras, source="sensor", jitter_rng=generator(seed, environment, 0, "jitter")
     )

@@ -41,9 +41,7 @@ class Attack(ABC):
     def __init__(
         self, eps: float, steps: int, policy: object, pyramids: Mapping[str, Pyramid], rng: np.random.Generator
     ) -> None:
-        check_size(eps)
-        if steps < 1:
-            raise UserError(f"--steps must be at least 1, not {steps}")
+        check_size(eps, steps)
         self.eps, self.steps, self.policy, self.pyramids, self.rng = eps, steps, policy, pyramids, rng
         self.largest = 0  # change made so far, in sensor values
 
@@ -118,12 +116,14 @@ class PGD(Attack):
 ATTACKS: Mapping[str, type[Attack]] = {"noise": Noise, "pgd": PGD}
 
 
-def check_size(eps: float) -> None:
+def check_size(eps: float, steps: int) -> None:
     """Refuse sizes that are no attack on 8-bit pixels.
 
     Raises:
-        UserError: eps is negative, above 1, or below one sensor value.
+        UserError: eps is negative, above 1, or below one sensor value; there are no steps.
     """
+    if steps < 1:
+        raise UserError(f"--steps must be at least 1, not {steps}")
     if not 0 < eps <= 1:
         raise UserError(f"--eps must lie in (0, 1], as a part of the pixel range such as 4/255, not {eps:g}")
     if sensor_values(eps) < 1:

@@ -37,6 +37,9 @@ class Task(Protocol):
         For the auxiliary loss of training only; a task gives the same K landmarks in every episode.
         """
 
+    def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+        """Random other instructions for B scenes with landmarks (B, K, 3), and the landmarks under them."""
+
     def expert_action(self, scene: Scene) -> np.ndarray:
         """The scripted expert's action (5,) from the true state."""
 

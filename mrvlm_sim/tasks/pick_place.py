@@ -52,6 +52,10 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "PickPlace":
     return PickPlace(parameters, card.workspace.start)
 
 
+def instruction(object_colour: str, target_colour: str) -> str:
+    return f"put the {object_colour} cube on the {target_colour} pad"
+
+
 class PickPlace:
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
 
@@ -76,7 +80,7 @@ class PickPlace:
             scene.paint(name, COLOURS[colour])
         for slot, name in enumerate(OBJECTS[count:]):
             scene.store_object(name, slot)
-        return f"put the {object_colours[0]} cube on the {target_colours[0]} pad"
+        return instruction(object_colours[0], target_colours[0])
 
     def satisfied(self, scene: Scene) -> bool:
         """The named object rests flat on the named target and no finger touches it."""
@@ -99,6 +103,17 @@ class PickPlace:
         for painted in (self._objects, self._targets):
             places += [scene.position(painted[colour]) if colour in painted else absent for colour in COLOURS]
         return (np.stack(places) - scene.fingertips()).astype(np.float32)
+
+    def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+        colours, scenes = list(COLOURS), np.arange(len(landmarks))
+        named = []
+        for first in (2, 2 + len(colours)):  # where the landmarks of each kind begin
+            there = ~np.isnan(landmarks[:, first : first + len(colours), 0])
+            named.append(np.argmax(rng.random(there.shape) * there, axis=1))
+        relabelled = landmarks.copy()
+        relabelled[:, 0] = landmarks[scenes, 2 + named[0]]
+        relabelled[:, 1] = landmarks[scenes, 2 + len(colours) + named[1]]
+        return [instruction(colours[i], colours[j]) for i, j in zip(*named, strict=True)], relabelled
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)

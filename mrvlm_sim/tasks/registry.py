@@ -27,10 +27,15 @@ def environment_card(name: str) -> tuple[EnvironmentCard, Path]:
 def make_env(name: str, render_mode: str | None = "rgb_array") -> ManipulationEnv:
     """A new environment by the name of its folder in `envs/`, for example `pick_place`."""
     card, folder = environment_card(name)
-    return ManipulationEnv(card, folder, _make_task(card, folder), render_mode)
+    return ManipulationEnv(card, folder, _build_task(card, folder), render_mode)
 
 
-def _make_task(card: EnvironmentCard, folder: Path) -> Task:
+def make_task(name: str) -> Task:
+    """The task of an environment, without a simulation around it."""
+    return _build_task(*environment_card(name))
+
+
+def _build_task(card: EnvironmentCard, folder: Path) -> Task:
     path = folder / "env.toml"
     try:
         module = import_module(f"mrvlm_sim.tasks.{card.task}")

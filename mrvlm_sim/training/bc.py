@@ -20,12 +20,14 @@ from mrvlm_sim.agents.card import PolicyCard, TrainingRecipe
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.models.network import LANDMARK_SCALE
+from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.demos import Demonstrations
 from mrvlm_sim.training.views import MarginViews, kept_frames
 
 HELD_OUT = 0.05  # of the episodes, for the curves
 CHECK_FRAMES = 256
 WARM_UP = 0.05  # of the updates
+RELABELLED = 0.5  # of every batch
 
 
 @dataclass(frozen=True)
@@ -46,28 +48,38 @@ class Dataset:
 
     def __init__(self, demos: Demonstrations, views: dict[str, MarginViews], chunk: int, device: torch.device) -> None:
         self.demos, self.views, self.chunk, self.device = demos, views, chunk, device
+        self.task = make_task(demos.environment)
         self.kept = kept_frames(demos)
         held_out = demos.episode[self.kept] >= np.ceil(len(demos.reset_seeds) * (1 - HELD_OUT))
         self.train_frames, self.check_frames = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         self.words = encode_words(demos.instructions.tolist())
         self.last_frame = np.searchsorted(demos.episode, demos.episode, side="right") - 1
 
-    def sample(self, frames: np.ndarray, size: int, rng: np.random.Generator) -> Batch:
-        """`size` frames drawn from `frames` (indices into the kept ones) with replacement, freshly jittered."""
+    def sample(self, frames: np.ndarray, size: int, rng: np.random.Generator, relabelled: int = 0) -> Batch:
+        """`size` frames drawn from `frames` (indices into the kept ones) with replacement, freshly jittered.
+
+        The first `relabelled` of them get an instruction at random: they have no actions, but teach which thing
+        is meant, where the gripper's whereabouts would otherwise give it away.
+        """
         demos, device = self.demos, self.device
         drawn = rng.choice(frames, size)
         seen = {camera: views.tokens(drawn, rng) for camera, views in self.views.items()}
         chosen = self.kept[drawn]
         ahead = chosen[:, None] + np.arange(self.chunk)
         last = self.last_frame[chosen][:, None]
+        valid, landmarks, words = ahead <= last, demos.landmarks[chosen], self.words[demos.episode[chosen]]
+        if relabelled:
+            instructions, landmarks[:relabelled] = self.task.relabel(landmarks[:relabelled], rng)
+            words[:relabelled] = encode_words(instructions)
+            valid[:relabelled] = False
         return Batch(
             tokens={c: torch.from_numpy(tokens).to(device).float() / 255 for c, (tokens, _) in seen.items()},
             boxes={c: torch.from_numpy(boxes).to(device) for c, (_, boxes) in seen.items()},
             proprio=torch.from_numpy(demos.proprio[chosen]).to(device),
-            words=self.words[demos.episode[chosen]].to(device),
+            words=words.to(device),
             actions=torch.from_numpy(demos.actions[np.minimum(ahead, last)]).to(device),
-            valid=torch.from_numpy(ahead <= last).to(device),
-            landmarks=torch.from_numpy(demos.landmarks[chosen]).to(device),
+            valid=torch.from_numpy(valid).to(device),
+            landmarks=torch.from_numpy(landmarks).to(device),
         )
 
 
@@ -76,7 +88,7 @@ def losses(network: PolicyNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.autocast(batch.proprio.device.type, torch.bfloat16):
         actions, landmarks = network(batch.tokens, batch.boxes, batch.proprio, batch.words)
     weight = batch.valid[..., None].float()
-    action_loss = ((actions - batch.actions).abs() * weight).sum() / (weight.sum() * actions.shape[-1])
+    action_loss = ((actions - batch.actions).abs() * weight).sum() / (weight.sum() * actions.shape[-1] + 1e-6)
     return action_loss, landmark_loss(landmarks, batch.landmarks)
 
 
@@ -152,9 +164,9 @@ class Trainer:
         for optimiser, peaks in zip(self.optimisers, self.peak_rates, strict=True):
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * schedule(self.update / recipe.updates)
-        action_error, landmark_error = losses(
-            self.network, self.dataset.sample(self.dataset.train_frames, recipe.batch, rng)
-        )
+        relabelled = int(RELABELLED * recipe.batch)
+        batch = self.dataset.sample(self.dataset.train_frames, recipe.batch, rng, relabelled)
+        action_error, landmark_error = losses(self.network, batch)
         self.network.zero_grad(set_to_none=True)
         (action_error + recipe.landmark_weight * landmark_error).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -62,7 +62,7 @@ class Pyramid(Card):
         """Down-sampling factor of each level: sensor pixels per view pixel and side."""
         return tuple(c // v for c, v in zip(self.cutout_sizes, self.view_sizes, strict=True))
 
-    @cached_property
+    @property
     def token_levels(self) -> np.ndarray:
         """Level of each token, int64 (tokens,)."""
         return np.repeat(np.arange(self.levels), np.square(self.grids))
