@@ -70,6 +70,7 @@ def evaluate(
     steps: Annotated[int, typer.Option(help="Gradient steps of the attack.")] = 10,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     video: Annotated[int, typer.Option(help="Film so many episodes per policy and condition.")] = 0,
+    reference: Annotated[str, typer.Option(help="Policy that the others are compared with.")] = "uniform-256",
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default: results/runs/<env>-<time>.")] = None,
 ) -> None:
     """Run policies on the same episodes and end with one table."""
@@ -86,7 +87,7 @@ def evaluate(
         attacks = [Condition(name, "sensor", name, size, steps) for name in dict.fromkeys(attack)]
         conditions = [Condition(source="sensor"), *attacks]
     policies = policy or [*shipped_arms(env), *([] if attack else BASELINES)]
-    plan = Plan(env, tuple(policies), tuple(conditions), seed, episodes, video)
+    plan = Plan(env, tuple(policies), tuple(conditions), seed, episodes, video, reference)
     run = Evaluation(
         plan, output or new_run_path(runs_folder(), env), default_workers() if workers is None else workers
     )
@@ -109,10 +110,12 @@ def demos(
 ) -> None:
     """Record expert episodes as simulator states, with pushes so that recoveries are seen."""
     from mrvlm_sim.paths import make_parent
+    from mrvlm_sim.tasks import environment_card
     from mrvlm_sim.training.demos import record
     from mrvlm_sim.training.session import DEMONSTRATIONS, demonstrations_path
 
     path = output or demonstrations_path(DEMONSTRATIONS, env, episodes, seed)
+    environment_card(env)
     make_parent(path)
     with _bar("recording", episodes) as advance:
         recorded = record(env, episodes, seed, advance)
@@ -183,11 +186,14 @@ def view(
     from mrvlm_sim.agents.registry import arm_card
     from mrvlm_sim.evaluation.view import save_view
     from mrvlm_sim.paths import make_parent
+    from mrvlm_sim.tasks import environment_card
 
     if output.suffix not in (".png", ".mp4"):
         raise UserError(f"--output must end in .png or .mp4, not {output.name!r}")
+    environment_card(env)
+    card, _ = arm_card(arm)
     make_parent(output)
-    save_view(env, arm_card(arm)[0], seed, output)
+    save_view(env, card, seed, output)
     console.print(f"wrote {output}")
 
 
@@ -274,7 +280,7 @@ def _print_result(table: "pd.DataFrame", run: "Evaluation") -> None:
     if table.empty:
         console.print("no episode was finished")
     else:
-        _print_table(pretty(table), f"{run.plan.environment}, suite seed {run.plan.suite_seed}")
+        _print_table(pretty(table, run.plan.reference), f"{run.plan.environment}, suite seed {run.plan.suite_seed}")
     for note in run.notes():
         console.print(note, style="yellow", markup=False, soft_wrap=True)
     console.print(f"results: {run.folder.path}")

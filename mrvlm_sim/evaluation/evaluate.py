@@ -60,12 +60,12 @@ class Evaluation:
 
     def finish(self) -> pd.DataFrame:
         """Write `table.md` and `table.csv` from the rows there are, and return the table with raw numbers."""
-        table = success_table(self.folder.close(self.jobs), self.plan.episodes)
+        table = success_table(self.folder.close(self.jobs), self.plan.episodes, self.plan.reference)
         if not table.empty:
             tested = {policy_name(p): p for p in self.plan.policies if policy_name(p) in set(table["policy"])}
             costs = cost_columns({name: load_policy(reference) for name, reference in tested.items()})
             table = table.merge(costs, on="policy", how="left")
-        text = "no episode was finished" if table.empty else pretty(table).to_markdown(index=False)
+        text = "no episode was finished" if table.empty else pretty(table, self.plan.reference).to_markdown(index=False)
         self.folder.write("table.csv", table.to_csv(index=False))
         self.folder.write("table.md", "\n".join([text, *(f"\n- {note}" for note in self.notes())]) + "\n")
         return table

@@ -47,7 +47,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[EpisodeRecord]:
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
     try:
-        with _interrupts_ignored():  # workers inherit this: Ctrl-C is the parent's business
+        with _interrupts_blocked():  # workers inherit this: Ctrl-C is the parent's business
             submitted = [pool.submit(run_job, job) for job in jobs]
         for finished in as_completed(submitted):
             yield finished.result()
@@ -87,9 +87,9 @@ def _prepare_worker() -> None:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came meanwhile is delivered now

@@ -21,6 +21,7 @@ from mrvlm_sim.agents.trained import WEIGHTS, sha256
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
 from mrvlm_sim.evaluation.runner import Job
+from mrvlm_sim.evaluation.tables import REFERENCE
 from mrvlm_sim.gl import renderer_name
 from mrvlm_sim.tasks import make_env
 
@@ -37,6 +38,7 @@ class Plan:
     suite_seed: int
     episodes: int
     videos: int = 0  # episodes per policy and condition that are filmed
+    reference: str = REFERENCE  # the policy that the others are compared with, if it takes part
 
     def __post_init__(self) -> None:
         if self.episodes < 1:

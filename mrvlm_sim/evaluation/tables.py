@@ -56,7 +56,7 @@ def cost_columns(policies: dict[str, Policy]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def pretty(table: pd.DataFrame) -> pd.DataFrame:
+def pretty(table: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """The table as people read it: text only, rates in percent with their intervals."""
     shown: dict[str, list[str]] = {"policy": [str(name) for name in table["policy"]]}
     for condition in conditions_of(table):
@@ -67,7 +67,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             shown[f"{condition} drop"] = [_signed(*values) for values in _columns(table, condition, DROP)]
     if table["difference"].notna().any():
         differences = table[["difference", "difference_low", "difference_high"]].to_numpy()
-        shown[f"difference to {REFERENCE}"] = [_signed(*values) for values in differences]
+        shown[f"difference to {reference}"] = [_signed(*values) for values in differences]
         shown["McNemar p (Holm)"] = [_p(*values) for values in table[["p", "p_holm"]].to_numpy()]
     formats = {"tokens": "{:.0f}", "params_M": "{:.2f}", "gflops_forward": "{:.3f}", "gflops_step": "{:.3f}"}
     titles = {"params_M": "params M", "gflops_forward": "GFLOPs/forward", "gflops_step": "GFLOPs/step"}
