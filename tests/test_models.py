@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mrvlm_sim.models import NetworkConfig, PolicyNetwork, encode_words
-from mrvlm_sim.models.instruction import MAX_WORDS, word_buckets
+from mrvlm_sim.models.instruction import MAX_PIECES, buckets
 from mrvlm_sim.tasks.pick_place import COLOURS
 from mrvlm_sim.vision import Jitter, Pyramid
 
@@ -151,18 +151,21 @@ def test_cross_keeps_cutouts_out_of_the_trunk() -> None:
 
 
 class TestWords:
-    def test_shipped_words_have_buckets_of_their_own(self) -> None:
-        words = sorted({word for text in INSTRUCTIONS for word in text.split()})
-        buckets = [word_buckets(word) for word in words]
-        assert all(len(bucket) == 1 for bucket in buckets)
-        assert len({bucket[0] for bucket in buckets}) == len(words)
+    def test_shipped_words_and_pairs_have_buckets_of_their_own(self) -> None:
+        pieces = {}
+        for text in INSTRUCTIONS:
+            words = text.split()
+            names = [*words, *(f"{first} {second}" for first, second in pairwise(words))]
+            pieces |= dict(zip(names, buckets(text), strict=True))
+        assert len(pieces) > 16
+        assert len(set(pieces.values())) == len(pieces)
 
     def test_case_and_punctuation_do_not_matter(self) -> None:
-        assert word_buckets("Put the RED cube, on the pad!") == word_buckets("put the red cube on the pad")
+        assert buckets("Put the RED cube, on the pad!") == buckets("put the red cube on the pad")
 
     @given(st.text())
     def test_any_text_has_a_row_of_its_own(self, text: str) -> None:
         (row,) = encode_words([text])
-        assert row.shape == (MAX_WORDS,)
+        assert row.shape == (MAX_PIECES,)
         assert row.min() >= 0
         assert (row.diff().ne(0) & row[1:].ne(0) & row[:-1].eq(0)).sum() == 0  # padding comes last

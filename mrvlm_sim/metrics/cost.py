@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mrvlm_sim.models import NetworkConfig, PolicyNetwork, encode_words
 from mrvlm_sim.models.fusion import BOX_FEATURES
-from mrvlm_sim.models.instruction import MAX_WORDS
 from mrvlm_sim.vision import Pyramid
 
 VIT_B = {"width": 768, "depth": 12, "heads": 12, "mlp_ratio": 4}  # Dosovitskiy et al., 2021, table 1
@@ -124,9 +123,9 @@ def seed_config(config: NetworkConfig) -> NetworkConfig:
 
 
 def _context_flops(config: NetworkConfig) -> int:
-    width, queries = config.width, config.instruction_tokens
-    pooling = 2 * linear_flops(queries, width, MAX_WORDS)
-    return linear_flops(1, config.proprio_size, width) + _mlp_flops(MAX_WORDS, width, 2 * width, width) + pooling
+    width = config.width
+    instruction = _mlp_flops(1, width, 2 * width, config.instruction_tokens * width)
+    return linear_flops(1, config.proprio_size, width) + instruction
 
 
 def _fusion_flops(context: int, full: int, cutouts: int, config: NetworkConfig) -> int:

@@ -1,11 +1,13 @@
-"""The instruction as tokens: hashed words, pooled by a few learned queries, so that its length costs next to nothing.
+"""The instruction as tokens: hashed words and pairs of words, averaged, so that its length costs next to nothing.
 
-Words are hashed into buckets (Weinberger et al., "Feature hashing for large scale multitask learning", 2009), so
-any UTF-8 text is accepted and no vocabulary has to be shipped.
+Words and neighbouring pairs are hashed into buckets, as in fastText (Joulin et al., "Bag of tricks for efficient text
+classification", 2017): any UTF-8 text is accepted and no vocabulary has to be shipped. The pairs say what belongs
+together: "red cube ... blue pad" is not "blue cube ... red pad".
 """
 
 import re
 import unicodedata
+from itertools import pairwise
 from zlib import crc32
 
 import torch
@@ -13,37 +15,32 @@ from torch import Tensor, nn
 
 from mrvlm_sim.models.vit import MLP
 
-BUCKETS = 2048
-MAX_WORDS = 64  # longer instructions are read up to here
+BUCKETS = 4096
+MAX_PIECES = 128  # words and pairs; longer instructions are read up to here
 
 
-def word_buckets(instruction: str) -> list[int]:
-    """Bucket of each word, 1 to BUCKETS - 1; 0 stands for "no word"."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", instruction).casefold())
-    return [crc32(word.encode()) % (BUCKETS - 1) + 1 for word in words[:MAX_WORDS]]
+def buckets(instruction: str) -> list[int]:
+    """Bucket of each word and of each pair of neighbours, 1 to BUCKETS - 1; 0 stands for "nothing"."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", instruction).casefold())[: MAX_PIECES // 2]
+    pieces = [*words, *(f"{first} {second}" for first, second in pairwise(words))]
+    return [crc32(piece.encode()) % (BUCKETS - 1) + 1 for piece in pieces]
 
 
 def encode_words(instructions: list[str]) -> Tensor:
-    """Buckets of a batch of instructions, int64 (B, MAX_WORDS), padded with 0."""
-    rows = [word_buckets(text) for text in instructions]
-    return torch.tensor([row + [0] * (MAX_WORDS - len(row)) for row in rows], dtype=torch.int64)
+    """Buckets of a batch of instructions, int64 (B, MAX_PIECES), padded with 0."""
+    rows = [buckets(text) for text in instructions]
+    return torch.tensor([row + [0] * (MAX_PIECES - len(row)) for row in rows], dtype=torch.int64)
 
 
 class InstructionEncoder(nn.Module):
-    """Buckets (B, MAX_WORDS) to tokens (B, tokens, D)."""
+    """Buckets (B, MAX_PIECES) to tokens (B, tokens, D)."""
 
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(BUCKETS, width)
-        self.positions = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
-        self.mlp = MLP(width, 2 * width)
+        self.tokens = tokens
+        self.pieces = nn.EmbeddingBag(BUCKETS, width, mode="mean", padding_idx=0)
         self.norm = nn.LayerNorm(width)
-        self.queries = nn.Parameter(0.02 * torch.randn(tokens, width))
-        nn.init.normal_(self.words.weight, std=0.5)
+        self.mlp = MLP(width, 2 * width, tokens * width)
 
-    def forward(self, buckets: Tensor) -> Tensor:
-        x = self.words(buckets) + self.positions
-        x = self.norm(x + self.mlp(x))
-        scores = (x @ self.queries.T).transpose(-1, -2)
-        scores = scores.masked_fill((buckets == 0)[:, None, :], -1e4)
-        return scores.softmax(dim=-1).to(x.dtype) @ x
+    def forward(self, pieces: Tensor) -> Tensor:
+        return self.mlp(self.norm(self.pieces(pieces))).unflatten(1, (self.tokens, -1))

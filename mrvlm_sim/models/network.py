@@ -23,7 +23,7 @@ class PolicyNetwork(nn.Module):
         tokens: per camera (B, N_camera, patch*patch*3), pixel values in [0, 1], float
         boxes: per camera (B, N_camera, 4) = u, v, h, level
         proprio: (B, proprio_size), in the units of the environment (normalised inside)
-        words: int64 (B, MAX_WORDS), from `encode_words`
+        words: int64 (B, MAX_PIECES), from `encode_words`
     Returns the actions (B, chunk, action_size), unclipped, and the landmarks (B, K, 3) in metres.
     """
 
