@@ -1,6 +1,6 @@
 """The one network of all arms, under its three fusions."""
 
-from itertools import product
+from itertools import pairwise, product
 from typing import get_args
 
 import numpy as np
