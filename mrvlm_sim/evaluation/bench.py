@@ -12,6 +12,7 @@ from mrvlm_sim.agents.registry import arm_card, shipped_arms
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.evaluation.episode import Condition
 from mrvlm_sim.evaluation.runner import Job, run_jobs
+from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.seeding import integer_seed
 from mrvlm_sim.sim.env import ManipulationEnv
@@ -32,10 +33,11 @@ def measurements(quick: bool) -> Iterator[tuple[str, Measure]]:
     """Titles and the measurements behind them, to be made one after the other."""
     repeats = 3 if quick else 15
     torch.set_num_threads(1)
-    yield "rendering, S=1024, three 256-px levels, 4x multisampling", lambda: rendering(repeats)
+    one_render_thread()
+    yield "rendering, S=1024, three 256-px levels, 4x multisampling, one thread", lambda: rendering(repeats)
     yield "act, batch 1, one thread, no rendering", lambda: acting(repeats)
     yield f"training step, batch {BATCH}, one thread, no rendering", lambda: training(max(2, repeats // 4))
-    yield "eval, expert and shipped arms", lambda: episodes_per_minute(4 if quick else 20)
+    yield "eval, expert and shipped arms", lambda: episodes_per_minute(4 if quick else 60)
 
 
 def rendering(repeats: int) -> pd.DataFrame:
