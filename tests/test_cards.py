@@ -149,7 +149,7 @@ ENVIRONMENT_FAULTS = {
     "parameter missing": ("start_noise = 0.03", "", ["parameters.start_noise", "missing"]),
     "fewest above most": ("objects = [2, 4]", "objects = [4, 2]", ["parameters.objects", "4", "2"]),
     "no such task": ('task = "pick_place"', 'task = "pick_plaice"', ["task", "pick_plaice", "tasks"]),
-    "short vector": ("start = [0.48, 0.0, 0.24]", "start = [0.48, 0.0]", ["workspace.start", "2"]),
+    "short vector": ("start = [0.48, 0.0, 0.22]", "start = [0.48, 0.0]", ["workspace.start", "2"]),
     "low above high": ("low = [0.30,", "low = [0.90,", ["workspace", "0.9"]),
 }
 
