@@ -162,7 +162,11 @@ def train_bc(
             advance(update)
             console.print(f"{update:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
-        folder = train(trainer, log, look, eval_every, threads)
+        try:
+            folder = train(trainer, log, look, eval_every, threads)
+        except KeyboardInterrupt:
+            console.print(f"saved after update {trainer.update}; the same command goes on from there")
+            raise
     console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
 
 

@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator
 from math import lcm
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+from tiny import save_tiny
 
+from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
 from mrvlm_sim.vision import Jitter, Pyramid
+
+BRIEF_STEPS = 10
 
 torch.set_num_threads(1)
 settings.register_profile("quick", max_examples=40, deadline=None)
@@ -22,6 +27,25 @@ def env() -> Iterator[ManipulationEnv]:
     environment = make_env("pick_place")
     yield environment
     environment.close()
+
+
+@pytest.fixture(scope="module")
+def brief_env() -> Iterator[ManipulationEnv]:
+    """An environment whose episodes end after BRIEF_STEPS."""
+    environment = make_env("pick_place")
+    environment.card = environment.card.model_copy(update={"max_steps": BRIEF_STEPS})
+    yield environment
+    environment.close()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> TrainedPolicy:
+    return load_trained(tiny_folder)
 
 
 @st.composite

@@ -90,7 +90,8 @@ def test_cross_keeps_the_cutouts_out_of_the_trunk() -> None:
     full_view = {"wrist": Pyramid(frame_size=512, patch=32, grids=(4,))}
     assert cost.trunk == flops(full_view, embedded.network).trunk < other.trunk
     assert cost.fusion > other.fusion
-    assert (cost.patch_embedding, cost.context, cost.heads) == (other.patch_embedding, other.context, other.heads)
+    assert (cost.patch_embedding, cost.context) == (other.patch_embedding, other.context)
+    assert cost.heads < other.heads  # fewer tokens vote
 
 
 def test_parameters_are_counted_one_by_one() -> None:

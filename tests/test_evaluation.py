@@ -1,6 +1,5 @@
 """An episode depends on nothing but its name; rows are kept; tables say what the rows say."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from tiny import save_tiny
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy
 from mrvlm_sim.agents.policy import EpisodeStart, Observations
 from mrvlm_sim.agents.registry import load_policy
-from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
+from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.evaluate import Evaluation
@@ -23,24 +21,6 @@ from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
 
 CLEAN = Condition()
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("policies") / "tiny")
-
-
-@pytest.fixture
-def tiny(tiny_folder: Path) -> TrainedPolicy:
-    return load_trained(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def brief_env() -> Iterator[ManipulationEnv]:
-    environment = make_env("pick_place")
-    environment.card = environment.card.model_copy(update={"max_steps": 12})
-    yield environment
-    environment.close()
 
 
 def run(env: ManipulationEnv, policy: Any, episode: int = 0, seed: int = 0, name: str = "mine") -> EpisodeRecord:

@@ -13,7 +13,7 @@ from tiny import save_tiny
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.policy import check_compatible
 from mrvlm_sim.agents.registry import arm_cards, load_policy, policy_name
-from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, load_trained, sha256
+from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, sha256
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.env import ManipulationEnv
 
@@ -30,16 +30,6 @@ def refusal(reference: str) -> str:
     with pytest.raises(UserError) as error:
         load_policy(reference)
     return str(error.value)
-
-
-@pytest.fixture
-def tiny_folder(tmp_path: Path) -> Path:
-    return save_tiny(tmp_path / "tiny")
-
-
-@pytest.fixture
-def tiny(tiny_folder: Path) -> TrainedPolicy:
-    return load_trained(tiny_folder)
 
 
 @pytest.fixture

@@ -1,14 +1,15 @@
 """What the suite holds policies to, and how a trained one behaves."""
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import PYRAMID, save_tiny
+from conftest import BRIEF_STEPS
+from tiny import PYRAMID
 
 from mrvlm_sim.agents.policy import EpisodeStart, Requirements, batch_of_one, check_compatible
 from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, load_trained, save_trained
@@ -17,31 +18,11 @@ from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.models import encode_words
 from mrvlm_sim.seeding import generator
 from mrvlm_sim.sim.env import ManipulationEnv, Observation
-from mrvlm_sim.tasks import make_env
 from mrvlm_sim.wrappers import MultiResolutionTokens
 
 
 def episode_start(env: ManipulationEnv, instruction: str = "put it there", seed: int = 0) -> EpisodeStart:
     return EpisodeStart(instruction, np.random.default_rng(seed), env)
-
-
-@pytest.fixture
-def tiny_folder(tmp_path: Path) -> Path:
-    return save_tiny(tmp_path / "tiny")
-
-
-@pytest.fixture
-def tiny(tiny_folder: Path) -> TrainedPolicy:
-    return load_trained(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def brief_env() -> Iterator[ManipulationEnv]:
-    """An environment whose episodes end after ten steps."""
-    environment = make_env("pick_place")
-    environment.card = environment.card.model_copy(update={"max_steps": 10})
-    yield environment
-    environment.close()
 
 
 def looks(env: ManipulationEnv, count: int, source: str = "nested") -> list[Observation]:
@@ -92,7 +73,7 @@ class TestTrainedPolicy:
 
         monkeypatch.setattr(tiny, "decide", counted)
         record = run_episode(brief_env, "pick_place", tiny, "tiny", Condition(), 0, 0)
-        assert (record.error, record.steps, tiny.card.execute) == ("", 10, 4)
+        assert (record.error, record.steps, tiny.card.execute) == ("", BRIEF_STEPS, 4)
         assert len(decided) == 3
         assert all(chunk.shape == (1, tiny.card.network.chunk, 5) for chunk in decided)
         assert (decided[0] != decided[1]).any()
@@ -284,7 +265,7 @@ class TestMisbehaviour:
                 return torch.full((1, 5), edge, dtype=torch.float64)
 
         record = run(Edge(), brief_env)
-        assert (record.error, record.steps) == ("", 10)
+        assert (record.error, record.steps) == ("", BRIEF_STEPS)
 
 
 def test_a_policys_randomness_is_named_by_its_episode(brief_env: ManipulationEnv) -> None:

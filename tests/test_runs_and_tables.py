@@ -1,45 +1,23 @@
 """Tables say what the rows say; a run keeps its rows; a plan refuses nonsense."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import save_tiny
 
 from mrvlm_sim.agents.registry import load_policy
-from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
+from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
 from mrvlm_sim.evaluation.runner import Job
 from mrvlm_sim.evaluation.runs import Plan, RunFolder, new_run_path, read_episodes
 from mrvlm_sim.evaluation.tables import cost_columns, pretty, success_table
 from mrvlm_sim.metrics.statistics import wilson
-from mrvlm_sim.sim.env import ManipulationEnv
-from mrvlm_sim.tasks import make_env
 
 CLEAN = Condition()
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("policies") / "tiny")
-
-
-@pytest.fixture
-def tiny(tiny_folder: Path) -> TrainedPolicy:
-    return load_trained(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def brief_env() -> Iterator[ManipulationEnv]:
-    environment = make_env("pick_place")
-    environment.card = environment.card.model_copy(update={"max_steps": 12})
-    yield environment
-    environment.close()
 
 
 def rows_of(outcomes: dict[tuple[str, str], str], errors: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -64,9 +42,11 @@ class TestTables:
         ("random", "clean"): "--------",
     }
 
+    PLANNED: ClassVar = {"uniform-256": 20, "pyramid": 20, "random": 10}
+
     @pytest.fixture
     def table(self) -> pd.DataFrame:
-        return success_table(rows_of(self.ROWS), planned=10).set_index("policy")
+        return success_table(rows_of(self.ROWS), self.PLANNED).set_index("policy")
 
     def test_rates_and_their_intervals(self, table: pd.DataFrame) -> None:
         assert list(table.index) == ["uniform-256", "pyramid", "random"]
@@ -81,6 +61,11 @@ class TestTables:
 
     def test_missing_episodes_are_counted(self, table: pd.DataFrame) -> None:
         assert table["missing"].tolist() == [0, 0, 2]
+
+    def test_a_policy_that_never_had_its_turn_has_a_line(self) -> None:
+        table = success_table(rows_of(self.ROWS), self.PLANNED | {"late": 10})
+        line = pretty(table).set_index("policy").loc["late"]
+        assert (line["clean success % [95 % CI]"], line["missing"], line["act ms p50/p95"]) == ("-", "10", "-")
 
     def test_comparison_with_the_reference(self, table: pd.DataFrame) -> None:
         """5 episodes on which only the pyramid succeeds: 2 / 2^5; 3 of 8 pairs on which only the reference does."""
@@ -102,29 +87,29 @@ class TestTables:
         rows = rows_of(self.ROWS)
         shuffled = pd.concat([part.sample(frac=1, random_state=0) for _, part in rows.groupby("policy", sort=False)])
         shuffled = shuffled.sort_values(["condition"], kind="stable")
-        again = success_table(shuffled, planned=10).set_index("policy")
+        again = success_table(shuffled, self.PLANNED).set_index("policy")
         pd.testing.assert_frame_equal(again.loc[table.index, list(table)], table)
 
     @pytest.mark.parametrize("kept", [["uniform-256"], ["random"], ["pyramid", "random"], ["uniform-256", "random"]])
     def test_as_people_read_it(self, kept: list[str]) -> None:
         rows = {key: letters for key, letters in self.ROWS.items() if key[0] in kept}
-        shown = pretty(success_table(rows_of(rows), planned=10))
+        shown = pretty(success_table(rows_of(rows), {policy: self.PLANNED[policy] for policy in kept}))
         assert shown["policy"].tolist() == kept
         texts = [*shown, *shown.to_numpy().ravel()]
         assert all(isinstance(text, str) and text for text in texts)
         assert [text for text in texts if "nan" in text.lower() or "none" in text.lower()] == []
 
     def test_the_text_holds_the_numbers(self) -> None:
-        shown = pretty(success_table(rows_of(self.ROWS), planned=10)).set_index("policy")
+        shown = pretty(success_table(rows_of(self.ROWS), self.PLANNED)).set_index("policy")
         assert shown.loc["pyramid", "clean success % [95 % CI]"] == "80.0 [49.0, 94.3] (8/10)"
         assert shown.loc["pyramid", "pgd drop"].startswith("+30.0 [")
         assert shown.loc["pyramid", "McNemar p (Holm)"] == "0.062 (0.12)"
         assert shown.loc["random", "pgd drop"] == "-"
         assert shown.loc["random", "missing"] == "2"
-        assert "(8/10)" in pretty(success_table(rows_of(self.ROWS), planned=10)).to_markdown(index=False)
+        assert "(8/10)" in pretty(success_table(rows_of(self.ROWS), self.PLANNED)).to_markdown(index=False)
 
     def test_no_rows(self) -> None:
-        assert success_table(pd.DataFrame(), planned=3).empty
+        assert success_table(pd.DataFrame(), {"late": 3}).empty
 
     def test_costs(self, tiny: TrainedPolicy) -> None:
         costs = cost_columns({"tiny": tiny, "random": load_policy("random")}).set_index("policy")
@@ -237,7 +222,7 @@ class TestPlan:
     def test_attacks_meet_only_those_they_apply_to(self, tiny_folder: Path, tmp_path: Path) -> None:
         attacks = [Condition(name, "sensor", name, 4 / 255) for name in ("noise", "pgd")]
         plan = Plan("pick_place", ("random", str(tiny_folder)), (Condition(source="sensor"), *attacks), 0, 2)
-        planned = {(job.name, job.condition.name, job.episode) for job in plan.jobs(tmp_path)}
+        planned = {(job.name, job.condition.name, job.episode) for job in plan.jobs(tmp_path, plan.load()[0])}
         assert planned == {("random", "clean", e) for e in (0, 1)} | {
             ("tiny", name, e) for name in ("clean", "noise", "pgd") for e in (0, 1)
         }

@@ -1,5 +1,7 @@
 """Demonstrations, their rendered views, and training that can be stopped and gone on with."""
 
+import os
+import signal
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from mrvlm_sim.sim.env import ManipulationEnv, decode_instruction, simulator_sta
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.bc import Dataset, Trainer, schedule
 from mrvlm_sim.training.demos import Demonstrations, record
-from mrvlm_sim.training.views import OPENING, STRIDE, MarginViews, kept_frames, margins, render_views
+from mrvlm_sim.training.views import STRIDE, MarginViews, kept_frames, margins, render_views
 from mrvlm_sim.vision import Jitter, Pyramid, unpatchify
 
 SMALL = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4), jitter=Jitter(tremor=0.2, drift=0.1))
@@ -213,14 +215,14 @@ class TestMarginViews:
 
 
 class TestKeptFrames:
-    def test_the_opening_of_every_episode_is_kept_whole_and_the_rest_thinned(self, demos: Demonstrations) -> None:
+    def test_every_episode_is_thinned_evenly(self, demos: Demonstrations) -> None:
         kept = kept_frames(demos)
         for episode in range(len(demos.reset_seeds)):
             frames = np.flatnonzero(demos.episode == episode)
             steps = np.flatnonzero(np.isin(frames, kept))
-            assert steps[:OPENING].tolist() == list(range(OPENING))
-            assert (np.diff(steps[OPENING:]) == STRIDE).all()
-            assert len(steps) >= OPENING + (len(frames) - OPENING) // STRIDE
+            assert steps[0] < STRIDE
+            assert (np.diff(steps) == STRIDE).all()
+            assert len(frames) - steps[-1] <= STRIDE
 
 
 class TestDataset:
@@ -237,13 +239,14 @@ class TestDataset:
         assert (batch.boxes["wrist"][0] != batch.boxes["wrist"][1]).any(), "every sample has a jitter of its own"
 
     def test_held_out_episodes_are_whole(self, demos: Demonstrations, views: MarginViews) -> None:
-        many = replace(demos, reset_seeds=np.arange(40), instructions=np.repeat(demos.instructions[:1], 40))
-        many = replace(many, episode=np.arange(len(demos.states)) * 40 // len(demos.states))
+        many = replace(demos, reset_seeds=np.arange(20), instructions=np.repeat(demos.instructions[:1], 20))
+        many = replace(many, episode=np.arange(len(demos.states)) * 20 // len(demos.states))
         dataset = Dataset(many, {"wrist": views}, chunk=4, device=torch.device("cpu"))
-        trained, held_out = set(many.episode[dataset.train_frames]), set(many.episode[dataset.check_frames])
-        assert trained | held_out == set(range(40))
+        seen = many.episode[dataset.kept]
+        trained, held_out = set(seen[dataset.train_frames]), set(seen[dataset.check_frames])
+        assert trained | held_out == set(range(20))
         assert trained.isdisjoint(held_out)
-        assert len(held_out) == 2
+        assert len(held_out) == 1
 
 
 def new_trainer(dataset: Dataset, folder: Path, **changes: object) -> Trainer:
@@ -315,6 +318,17 @@ class TestTrainer:
         ours, theirs = weights(whole), weights(resumed)
         assert all((ours[name] == theirs[name]).all() for name in ours)
         assert train(dataset, tmp_path / "stopped")[1] == {}, "a finished run has nothing left to do"
+
+    def test_an_interrupt_ends_the_update_saves_and_comes_out(self, dataset: Dataset, tmp_path: Path) -> None:
+        whole, _ = train(dataset, tmp_path / "whole")
+        trainer, handler = new_trainer(dataset, tmp_path / "stopped"), signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run(lambda update, _: os.kill(os.getpid(), signal.SIGINT) if update == 2 else None, log_every=1)
+        assert signal.getsignal(signal.SIGINT) is handler
+        resumed, rest = train(dataset, tmp_path / "stopped")
+        assert list(rest) == [3, 4, 5, 6]
+        ours, theirs = weights(whole), weights(resumed)
+        assert all((ours[name] == theirs[name]).all() for name in ours)
 
     @pytest.mark.parametrize("kept", [0.0, 0.0001, 0.01, 0.5, 0.999])
     def test_a_truncated_checkpoint_is_refused(self, dataset: Dataset, tmp_path: Path, kept: float) -> None:

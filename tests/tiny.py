@@ -18,7 +18,7 @@ SMALL = {"width": 16, "depth": 1, "heads": 2}
 def tiny_card(**network: Any) -> PolicyCard:
     """The card of a shipped arm, with a network and a pyramid that cost next to nothing."""
     card, _ = arm_card("pyramid-48-embedded")
-    update = {"cameras": {"wrist": PYRAMID}, "network": card.network.model_copy(update=SMALL | network)}
+    update = {"execute": 4, "cameras": {"wrist": PYRAMID}, "network": card.network.model_copy(update=SMALL | network)}
     return card.model_copy(update=update)
 
 

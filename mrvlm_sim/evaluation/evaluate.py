@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from mrvlm_sim.agents.registry import load_policy, policy_name
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.runner import run_jobs
@@ -22,10 +21,10 @@ class Evaluation:
         if workers < 1:
             raise UserError(f"--workers must be at least 1, not {workers}")
         self.plan, self.workers = plan, workers
-        self.problems = plan.check()
-        if len(self.problems) == len(plan.policies):
+        self.policies, self.problems = plan.load()
+        if not self.policies:
             raise UserError("no policy fits the environment:\n" + "\n".join(self.problems.values()))
-        self.jobs = plan.jobs(folder, without=list(self.problems))
+        self.jobs = plan.jobs(folder, self.policies)
         self.records: list[EpisodeRecord] = []
         self.folder = RunFolder(folder)
         self.folder.write("provenance.json", provenance(plan, workers))
@@ -60,11 +59,10 @@ class Evaluation:
 
     def finish(self) -> pd.DataFrame:
         """Write `table.md` and `table.csv` from the rows there are, and return the table with raw numbers."""
-        table = success_table(self.folder.close(self.jobs), self.plan.episodes, self.plan.reference)
+        planned = Counter(job.name for job in self.jobs)
+        table = success_table(self.folder.close(self.jobs), planned, self.plan.reference)
         if not table.empty:
-            tested = {policy_name(p): p for p in self.plan.policies if policy_name(p) in set(table["policy"])}
-            costs = cost_columns({name: load_policy(reference) for name, reference in tested.items()})
-            table = table.merge(costs, on="policy", how="left")
+            table = table.merge(cost_columns(self.policies), on="policy", how="left")
         text = "no episode was finished" if table.empty else pretty(table, self.plan.reference).to_markdown(index=False)
         self.folder.write("table.csv", table.to_csv(index=False))
         self.folder.write("table.md", "\n".join([text, *(f"\n- {note}" for note in self.notes())]) + "\n")

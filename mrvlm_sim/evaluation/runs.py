@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mrvlm_sim.agents.policy import check_compatible
+from mrvlm_sim.agents.policy import Policy, check_compatible
 from mrvlm_sim.agents.registry import arm_cards, load_policy, policy_name
 from mrvlm_sim.agents.trained import WEIGHTS, sha256
 from mrvlm_sim.errors import UserError
@@ -53,30 +53,31 @@ class Plan:
         if doubled := {name for name in names if names.count(name) > 1}:
             raise UserError(f"two policies are called {', '.join(sorted(doubled))}; names must differ within a run")
 
-    def check(self) -> dict[str, str]:
-        """Load every policy once and compare it with the environment; the problem of each that does not fit."""
+    def load(self) -> tuple[dict[str, Policy], dict[str, str]]:
+        """The policies that fit the environment, and what is wrong with each of the others, both by name."""
         env = make_env(self.environment)
-        problems = {}
-        for reference in self.policies:
-            try:
-                check_compatible(load_policy(reference), env)
-            except UserError as error:
-                problems[policy_name(reference)] = str(error)
-        env.close()
-        return problems
-
-    def jobs(self, folder: Path, without: Sequence[str] = ()) -> list[Job]:
-        """All episodes of the run, but for the policies named in `without` and attacks that do not apply."""
-        jobs = []
+        policies, problems = {}, {}
         for reference in self.policies:
             name = policy_name(reference)
-            if name in without:
-                continue
-            policy = load_policy(reference)
-            for condition in self.conditions:
-                if condition.applies_to(policy):
-                    jobs += [self._job(reference, condition, episode, folder) for episode in range(self.episodes)]
-        return jobs
+            try:
+                policies[name] = load_policy(reference)
+                check_compatible(policies[name], env)
+            except UserError as error:
+                policies.pop(name, None)
+                problems[name] = str(error)
+        env.close()
+        return policies, problems
+
+    def jobs(self, folder: Path, policies: Mapping[str, Policy]) -> list[Job]:
+        """All episodes of these policies, but for attacks that do not apply to them."""
+        references = {policy_name(reference): reference for reference in self.policies}
+        return [
+            self._job(references[name], condition, episode, folder)
+            for name, policy in policies.items()
+            for condition in self.conditions
+            if condition.applies_to(policy)
+            for episode in range(self.episodes)
+        ]
 
     def _job(self, reference: str, condition: Condition, episode: int, folder: Path) -> Job:
         name = policy_name(reference)

@@ -1,6 +1,6 @@
 """From rows to the table: every rate with its interval, every arm against the reference on the same episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,26 +13,27 @@ from mrvlm_sim.metrics.statistics import compare_paired, holm, wilson
 REFERENCE = "uniform-256"
 
 
-def success_table(rows: pd.DataFrame, planned: int, reference: str = REFERENCE) -> pd.DataFrame:
+def success_table(rows: pd.DataFrame, planned: Mapping[str, int], reference: str = REFERENCE) -> pd.DataFrame:
     """One line per policy: success under every condition, comparison with the reference under the first, errors.
 
-    Numbers are raw (rates in [0, 1], milliseconds); `pretty` makes text of them. `missing` counts the planned
-    episodes that were never finished; an episode with an error was attempted and did not succeed.
+    Numbers are raw (rates in [0, 1], milliseconds); `pretty` makes text of them. `planned` counts the episodes of
+    each policy over all conditions; those that were never finished are `missing`. An episode with an error was
+    attempted and did not succeed.
     """
     if rows.empty:
         return pd.DataFrame()
     conditions = list(dict.fromkeys(rows["condition"]))
     lines = []
-    for policy, own in rows.groupby("policy", sort=False):
+    for policy, count in planned.items():
+        own = rows[rows["policy"] == policy]
         line: dict[str, object] = {"policy": policy}
         for condition in conditions:
             line |= _success(own[own["condition"] == condition], condition)
             if condition != conditions[0]:
                 line |= _drop(own, conditions[0], condition)
-        line |= _against(rows, str(policy), reference, conditions[0])
+        line |= _against(rows, policy, reference, conditions[0])
         line |= _latency(own[own["condition"] == conditions[0]])
-        tested = own["condition"].nunique()
-        line |= {"errors": int((own["error"] != "").sum()), "missing": max(0, planned * tested - len(own))}
+        line |= {"errors": int((own["error"] != "").sum()), "missing": count - len(own)}
         lines.append(line)
     table = pd.DataFrame(lines)
     tested = table["p"].notna()
@@ -40,7 +41,7 @@ def success_table(rows: pd.DataFrame, planned: int, reference: str = REFERENCE) 
     return table
 
 
-def cost_columns(policies: dict[str, Policy]) -> pd.DataFrame:
+def cost_columns(policies: Mapping[str, Policy]) -> pd.DataFrame:
     """Tokens, parameters and GFLOPs per forward and per control step, for the policies that are networks."""
     lines = []
     for name, policy in policies.items():

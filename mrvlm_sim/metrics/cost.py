@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mrvlm_sim.models import NetworkConfig, PolicyNetwork, encode_words
 from mrvlm_sim.models.fusion import BOX_FEATURES
+from mrvlm_sim.models.heads import KEY_SIZE
 from mrvlm_sim.vision import Pyramid
 
 VIT_B = {"width": 768, "depth": 12, "heads": 12, "mlp_ratio": 4}  # Dosovitskiy et al., 2021, table 1
@@ -53,7 +54,7 @@ def flops(pyramids: Mapping[str, Pyramid], config: NetworkConfig) -> FlopCount:
         context=_context_flops(config),
         fusion=_fusion_flops(context, full, cutouts, config),
         trunk=config.depth * _block_flops(in_trunk, config),
-        heads=_head_flops(config),
+        heads=_head_flops(in_trunk, config),
     )
 
 
@@ -139,9 +140,14 @@ def _fusion_flops(context: int, full: int, cutouts: int, config: NetworkConfig) 
     return boxes + _block_flops(cutouts, config) + config.fusion_depth * cross_block
 
 
-def _head_flops(config: NetworkConfig) -> int:
-    actions = _mlp_flops(1, config.width, 2 * config.width, config.chunk * config.action_size)
-    return actions + linear_flops(1, config.width, 3 * config.landmarks)
+def _head_flops(tokens: int, config: NetworkConfig) -> int:
+    width, landmarks, hidden = config.width, config.landmarks, 2 * config.width
+    queries = linear_flops(1, width, landmarks * KEY_SIZE)
+    keys_and_votes = linear_flops(tokens, width, KEY_SIZE + 3 * landmarks)
+    weighing = linear_flops(landmarks, KEY_SIZE, tokens) + linear_flops(landmarks, tokens, 3)
+    seen = width + 3 * landmarks + config.proprio_size
+    actions = _mlp_flops(1, seen, hidden, hidden) + linear_flops(1, hidden, config.chunk * config.action_size)
+    return queries + keys_and_votes + weighing + actions
 
 
 def _block_flops(tokens: int, config: NetworkConfig) -> int:

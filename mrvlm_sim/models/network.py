@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from mrvlm_sim.models.config import NetworkConfig
 from mrvlm_sim.models.fusion import FUSIONS
+from mrvlm_sim.models.heads import LANDMARK_SCALE, ActionHead, LandmarkHead
 from mrvlm_sim.models.instruction import InstructionEncoder
 from mrvlm_sim.models.patches import PatchEmbedding
-from mrvlm_sim.models.vit import MLP, Block
+from mrvlm_sim.models.vit import Block
 from mrvlm_sim.vision import Pyramid
-
-LANDMARK_SCALE = 0.1  # metres per unit of the auxiliary head
 
 
 class PolicyNetwork(nn.Module):
@@ -44,15 +43,15 @@ class PolicyNetwork(nn.Module):
         self.fusion = FUSIONS[config.fusion](levels, config)
         self.trunk = nn.Sequential(*(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(width)
-        self.action_head = MLP(width, 2 * width, config.chunk * config.action_size)
-        self.landmark_head = nn.Linear(width, 3 * config.landmarks)
+        self.landmark_head, self.action_head = LandmarkHead(config), ActionHead(config)
 
     def forward(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
     ) -> tuple[Tensor, Tensor]:
+        proprio = (proprio - self.proprio_mean) / self.proprio_std
         context = self.embed_context(proprio, words)
         sequence = self.fusion(self.embed_patches(tokens), torch.cat([boxes[c] for c in self.cameras], 1), context)
-        return self.heads(self.trunk(sequence))
+        return self.heads(self.trunk(sequence), context, proprio)
 
     def embed_patches(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Patches of all cameras as (B, N, width)."""
@@ -60,15 +59,16 @@ class PolicyNetwork(nn.Module):
         return torch.cat(embedded, dim=1)
 
     def embed_context(self, proprio: Tensor, words: Tensor) -> Tensor:
-        """Proprioception and instruction as tokens: (B, 1 + instruction_tokens, width)."""
-        body = self.proprio((proprio - self.proprio_mean) / self.proprio_std)
-        return torch.cat([body[:, None], self.instruction(words)], dim=1)
+        """Normalised proprioception and instruction as tokens: (B, 1 + instruction_tokens, width)."""
+        return torch.cat([self.proprio(proprio)[:, None], self.instruction(words)], dim=1)
 
-    def heads(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions and landmarks, both read from the mean of the sequence (B, M, width).
+    def heads(self, sequence: Tensor, context: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions and landmarks from the trunk's sequence (B, M, width), in float32: millimetres count here.
 
-        Mean pooling learns faster than a class token (Beyer et al., "Better plain ViT baselines", 2022).
+        The mean of the tokens learns faster than a class token (Beyer et al., "Better plain ViT baselines", 2022).
         """
-        readout = self.norm(sequence).mean(dim=1)
-        actions, landmarks = self.action_head(readout).float(), self.landmark_head(readout).float()
-        return actions.unflatten(1, (self.config.chunk, -1)), LANDMARK_SCALE * landmarks.unflatten(1, (-1, 3))
+        with torch.autocast(sequence.device.type, enabled=False):
+            tokens, instruction = self.norm(sequence.float()), context[:, 1:].float().mean(dim=1)
+            landmarks = self.landmark_head(tokens, instruction)
+            actions = self.action_head(tokens.mean(dim=1), landmarks, proprio.float())
+        return actions.unflatten(1, (self.config.chunk, -1)), LANDMARK_SCALE * landmarks

@@ -5,8 +5,10 @@ goes on as if it had not been.
 """
 
 import pickle
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 from mrvlm_sim.agents.card import PolicyCard, TrainingRecipe
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork, encode_words
-from mrvlm_sim.models.network import LANDMARK_SCALE
+from mrvlm_sim.models.heads import LANDMARK_SCALE
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.demos import Demonstrations
 from mrvlm_sim.training.views import MarginViews, kept_frames
@@ -27,7 +29,7 @@ from mrvlm_sim.training.views import MarginViews, kept_frames
 HELD_OUT = 0.05  # of the episodes, for the curves
 CHECK_FRAMES = 256
 WARM_UP = 0.05  # of the updates
-RELABELLED = 0.5  # of every batch
+RELABELLED = 0.25  # of every batch
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,29 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def run(self, log: Callable[[int, dict[str, float]], None], log_every: int = 100, save_every: int = 500) -> None:
-        """Train to the last update; `log` receives the mean training losses and, when saving, the held-out errors."""
+        """Train to the last update; `log` receives the mean training losses and, when saving, the held-out errors.
+
+        Ctrl-C ends the update that is under way, saves, and comes out as KeyboardInterrupt.
+        """
         recipe, running = self.card.training, []
-        while self.update < recipe.updates:
-            started = time.perf_counter()
-            running.append(self._step())
-            self.seconds += time.perf_counter() - started
-            figures = {}
-            if self.update % log_every == 0 or self.update == recipe.updates:
-                means = np.mean(running, axis=0)
-                figures = {"train/action": means[0], "train/landmark": means[1], "train/seconds": self.seconds}
-                running = []
-            if self.update % save_every == 0 or self.update == recipe.updates:
-                figures |= self.check()
-                self.save()
-            if figures:
-                log(self.update, figures)
+        with interrupts_noted() as interrupted:
+            while self.update < recipe.updates:
+                started = time.perf_counter()
+                running.append(self._step())
+                self.seconds += time.perf_counter() - started
+                figures = {}
+                if self.update % log_every == 0 or self.update == recipe.updates:
+                    means = np.mean(running, axis=0)
+                    figures = {"train/action": means[0], "train/landmark": means[1], "train/seconds": self.seconds}
+                    running = []
+                if self.update % save_every == 0 or self.update == recipe.updates:
+                    figures |= self.check()
+                    self.save()
+                if figures:
+                    log(self.update, figures)
+                if interrupted():
+                    self.save()
+                    raise KeyboardInterrupt
 
     def check(self) -> dict[str, float]:
         """Errors on held-out episodes, always the same frames and jitter."""
@@ -191,6 +200,23 @@ class Trainer:
         return self.card.model_dump_json(exclude={"weights", "summary"})
 
 
+@contextmanager
+def interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C only sets a flag inside, which the function given tells; a second one interrupts at once."""
+    flagged = False
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal flagged
+        flagged = True
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: flagged
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def make_optimisers(network: PolicyNetwork, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., 2024) for the matrices of fusion and trunk, AdamW for everything else.
 
@@ -201,7 +227,7 @@ def make_optimisers(network: PolicyNetwork, recipe: TrainingRecipe) -> list[torc
     patches = list(network.patches.parameters())
     matrices = [
         parameter
-        for module in [*network.fusion.modules(), *network.trunk.modules()]
+        for module in [*network.fusion.modules(), *network.trunk.modules(), *network.action_head.layers[:-1]]
         if isinstance(module, torch.nn.Linear)
         for parameter in [module.weight]
     ]

@@ -20,6 +20,7 @@ from mrvlm_sim.tasks import make_env
 
 BURST_PROBABILITY = 0.06  # per step
 BURST_STEPS = 3  # at most
+SLIP_PROBABILITY = 0.5  # per burst: the gripper does the opposite, which shows lost and missed grasps
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,11 @@ def _record_episode(
         rows["episode"].append(episode)
         if push_left == 0 and rng.random() < BURST_PROBABILITY:
             push_left = int(rng.integers(1, BURST_STEPS + 1))
-            push = rng.uniform(-1, 1, 4)
+            push, slip = rng.uniform(-1, 1, 4), rng.random() < SLIP_PROBABILITY
         action = label.copy()
         if push_left > 0:
             action[:4], push_left = push, push_left - 1
+            action[4] = -label[4] if slip else label[4]
         observation, _, terminated, truncated, _ = env.step(action)
         over = terminated or truncated
     return terminated

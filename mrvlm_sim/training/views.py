@@ -16,15 +16,13 @@ from mrvlm_sim.vision import Pyramid, patchify
 RENDERING = "1"  # raise when the look of the scenes changes, so that older caches are not used
 
 
-OPENING = 6  # frames at the start of an episode that are all kept: far from everything, they are the hardest
-STRIDE = 4  # of the later frames, which look much alike, one in so many is kept
+STRIDE = 2  # frames that follow each other look much alike: one in so many is kept
 
 
 def kept_frames(demos: Demonstrations) -> np.ndarray:
     """Indices of the frames that are rendered and trained on, int64: many episodes matter more than every frame."""
-    first = np.searchsorted(demos.episode, demos.episode)
-    step = np.arange(len(demos.episode)) - first
-    return np.flatnonzero((step < OPENING) | ((step - OPENING) % STRIDE == demos.episode % STRIDE))
+    step = np.arange(len(demos.episode)) - np.searchsorted(demos.episode, demos.episode)
+    return np.flatnonzero(step % STRIDE == demos.episode % STRIDE)
 
 
 class MarginViews:
@@ -106,4 +104,4 @@ def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: P
 
 def _fingerprint(demos: Demonstrations, camera: str, pyramid: Pyramid) -> str:
     described = f"{RENDERING} {demos.environment} {camera} {pyramid.model_dump_json()}".encode()
-    return hashlib.sha256(described + demos.states.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(described + demos.states[kept_frames(demos)].tobytes()).hexdigest()[:16]
