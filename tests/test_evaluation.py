@@ -7,6 +7,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from conftest import BRIEF_STEPS
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy
 from mrvlm_sim.agents.policy import EpisodeStart, Observations
@@ -213,6 +214,6 @@ def test_a_video_shows_what_the_policy_sees(tiny: TrainedPolicy, brief_env: Mani
     with EpisodeVideo(tmp_path / "film.mp4") as film:
         run_episode(brief_env, "pick_place", tiny, "tiny", CLEAN, 0, 0, watch=film.add)
     pictures = iio.imread(tmp_path / "film.mp4", plugin="pyav")
-    assert len(pictures) == 13
+    assert len(pictures) == BRIEF_STEPS + 1
     assert pictures.shape[1] == 360
     assert pictures.shape[2] >= 480 + 3 * 360
