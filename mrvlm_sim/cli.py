@@ -1,7 +1,7 @@
 """The command line: parsing and printing only."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -71,14 +71,18 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     video: Annotated[int, typer.Option(help="Film so many episodes per policy and condition.")] = 0,
     reference: Annotated[str, typer.Option(help="Policy that the others are compared with.")] = "uniform-256",
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; default: results/runs/<env>-<time>.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: one in results/runs named by what is run.")
+    ] = None,
+    shard: Annotated[str, typer.Option(help="Run part i of n only, as i/n from 0/n on; see merge.")] = "0/1",
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which an episode ends as an error.")] = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Run episodes with errors again.")] = False,
 ) -> None:
-    """Run policies on the same episodes and end with one table."""
+    """Run policies on the same episodes and end with one table; the same command again goes on where it stopped."""
     from mrvlm_sim.agents.registry import BASELINES, shipped_arms
     from mrvlm_sim.evaluation.episode import Condition
     from mrvlm_sim.evaluation.evaluate import Evaluation, default_workers
-    from mrvlm_sim.evaluation.runs import Plan, new_run_path
-    from mrvlm_sim.paths import runs_folder
+    from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.tasks import environment_card
 
     environment_card(env)
@@ -88,17 +92,32 @@ def evaluate(
         conditions = [Condition(source="sensor"), *attacks]
     policies = policy or [*shipped_arms(env), *([] if attack else BASELINES)]
     plan = Plan(env, tuple(policies), tuple(conditions), seed, episodes, video, reference)
-    run = Evaluation(
-        plan, output or new_run_path(runs_folder(), env), default_workers() if workers is None else workers
-    )
+    count = default_workers() if workers is None else workers
+    run = Evaluation(plan, output, count, parse_shard(shard), timeout, retry_errors)
+    if run.resumed:
+        console.print(f"{run.resumed} episodes are there already", style="yellow")
     try:
         interrupted = _run_with_progress(run)
     finally:
-        _print_result(run.finish(), run)
+        _print_report(run.folder, run.finish(), reference, f"{env}, suite seed {seed}", run.notes())
     if interrupted:
         raise typer.Exit(130)
     if run.problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    output: Annotated[Path, typer.Argument(help="Folder of the merged run; may have episodes already.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of the parts, in the order of the shards.")],
+    reference: Annotated[str, typer.Option(help="Policy that the others are compared with.")] = "uniform-256",
+) -> None:
+    """Put the episodes of several runs of one plan together, as `eval --shard` leaves them."""
+    from mrvlm_sim.evaluation.merge import merge_runs
+    from mrvlm_sim.evaluation.report import write_report
+
+    merge_runs(output, runs)
+    _print_report(output, write_report(output, reference), reference, str(output), [])
 
 
 @app.command()
@@ -250,6 +269,18 @@ def parse_fraction(text: str) -> float:
         raise UserError(f"--eps must be a number or a fraction such as 4/255, not {text!r}") from error
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8): part 2 of 8, counted from 0.
+
+    Raises:
+        UserError: it is not of that form, or out of range.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise UserError(f"--shard must be i/n with 0 <= i < n, for example 0/4, not {text!r}")
+    return int(part), int(parts)
+
+
 def torch_device(device: Device) -> "torch.device":
     """The device that was asked for; `auto` takes CUDA where there is one."""
     import torch
@@ -278,16 +309,17 @@ def _run_with_progress(run: "Evaluation") -> bool:
     return False
 
 
-def _print_result(table: "pd.DataFrame", run: "Evaluation") -> None:
+def _print_report(folder: Path, table: "pd.DataFrame", reference: str, title: str, notes: Sequence[str]) -> None:
+    from mrvlm_sim.evaluation.report import run_notes
     from mrvlm_sim.evaluation.tables import pretty
 
     if table.empty:
         console.print("no episode was finished")
     else:
-        _print_table(pretty(table, run.plan.reference), f"{run.plan.environment}, suite seed {run.plan.suite_seed}")
-    for note in run.notes():
+        _print_table(pretty(table, reference), title)
+    for note in [*notes, *run_notes(folder)]:
         console.print(note, style="yellow", markup=False, soft_wrap=True)
-    console.print(f"results: {run.folder.path}")
+    console.print(f"results: {folder}")
 
 
 def _print_table(frame: "pd.DataFrame", title: str) -> None:

@@ -25,6 +25,18 @@ def load_object(reference: str) -> Any:
     return getattr(module, name)
 
 
+def source_file(reference: str) -> Path:
+    """The file in which the object that `reference` names is looked up.
+
+    Raises:
+        UserError: the module cannot be imported.
+    """
+    module_name = reference.rpartition(":")[0]
+    if module_name.endswith(".py"):
+        return Path(module_name)
+    return Path(str(_load_module(module_name).__file__))
+
+
 def _load_module(name: str) -> ModuleType:
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does, so that a module in the current folder is found

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.policy import Policy
-from mrvlm_sim.agents.trained import CARD, load_trained
+from mrvlm_sim.agents.trained import CARD, load_trained, sha256
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.loading import load_object
+from mrvlm_sim.loading import load_object, source_file
 from mrvlm_sim.paths import cards_in
 
 BASELINES: dict[str, Callable[[], Policy]] = {"expert": ScriptedExpert, "random": RandomPolicy, "noop": NoOpPolicy}
@@ -73,3 +74,17 @@ def policy_name(reference: str) -> str:
         return reference.rpartition(":")[2]
     folder = Path(reference).resolve()
     return folder.parent.name if folder.name == "policy" else folder.name
+
+
+def policy_identity(reference: str) -> dict[str, Any]:
+    """What a policy is, as far as can be told: its card (with the weights' hash), or its source file's hash.
+
+    Raises:
+        UserError: nothing of that name, or a malformed card.
+    """
+    if reference in BASELINES:
+        return {"baseline": reference}
+    if ":" in reference:
+        return {"source": sha256(source_file(reference))}
+    path = arm_cards().get(reference, Path(reference) / CARD)
+    return {"card": read_card(path, PolicyCard).model_dump(mode="json")}

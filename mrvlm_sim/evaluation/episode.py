@@ -47,7 +47,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One row of `episodes.csv`; equal inputs give equal rows but for `latency_ms`."""
+    """One row of a run; equal inputs give equal rows but for `latency_ms`."""
 
     environment: str
     policy: str
@@ -65,9 +65,11 @@ class EpisodeRecord:
     end_hash: str = ""  # of the final state
     error: str = ""
     latency_ms: list[float] = field(default_factory=list)  # of every decision but the first
+    initial_state: bytes = b""  # float64: MuJoCo's integration state
+    actions: bytes = b""  # float32 (steps, actions): what the policy did, for `replay`
 
     def row(self) -> dict[str, Any]:
-        """Flat values for a CSV file."""
+        """Flat values for a table."""
         return asdict(self) | {"latency_ms": " ".join(f"{value:.3f}" for value in self.latency_ms)}
 
 
@@ -109,7 +111,8 @@ def _run(
         env, needs.cameras, condition.source, attack, needs.frame_interval, jitter_rng=stream("jitter")
     )
     observation, info = wrapped.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
-    outcome |= {"instruction": info["instruction"], "start_hash": digest(simulator_state(env))}
+    state = simulator_state(env)
+    outcome |= {"instruction": info["instruction"], "start_hash": digest(state), "initial_state": state.tobytes()}
     outcome |= {"frame_hash": digest(*(observation[key] for key in sorted(observation)))}
     policy.reset([EpisodeStart(info["instruction"], stream("policy"), env)])
     latencies: list[float] = []
@@ -121,7 +124,8 @@ def _run(
         actions = policy.act(batch)
         if step % needs.frame_interval == 0:
             latencies.append(1000 * (time.perf_counter() - started))
-        action = check_actions(actions, batch=1)[0]
+        action = check_actions(actions, batch=1)[0].astype(np.float32)
+        outcome["actions"] = outcome.get("actions", b"") + action.tobytes()
         observation, gained, terminated, truncated, info = wrapped.step(action)
         step, reward, over = step + 1, reward + gained, terminated or truncated
         once = outcome.get("success_once", False) or info["held_steps"] > 0

@@ -1,72 +1,89 @@
-"""The main job: run a plan, keep every row, end with one table."""
+"""The main job: carry out what is left of a plan, keep every row, end with one table."""
 
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from mrvlm_sim.agents.registry import policy_identity, policy_name
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
-from mrvlm_sim.evaluation.runner import run_jobs
-from mrvlm_sim.evaluation.runs import Plan, RunFolder, provenance
-from mrvlm_sim.evaluation.tables import cost_columns, pretty, success_table
+from mrvlm_sim.evaluation.report import write_report
+from mrvlm_sim.evaluation.runner import Job, run_jobs
+from mrvlm_sim.evaluation.runs import Plan, environment_identity, provenance, run_path
+from mrvlm_sim.evaluation.store import Key, RunStore
+from mrvlm_sim.evaluation.tables import policy_cost
+from mrvlm_sim.paths import runs_folder
 
 
 class Evaluation:
-    """A plan that is carried out in a folder; `table` can be asked at any time, also after an interruption."""
+    """A plan that is carried out in a folder; episodes that the folder has already are not run again.
 
-    def __init__(self, plan: Plan, folder: Path, workers: int) -> None:
-        if workers < 1:
-            raise UserError(f"--workers must be at least 1, not {workers}")
-        self.plan, self.workers = plan, workers
-        self.policies, self.problems = plan.load()
-        if not self.policies:
+    Raises:
+        UserError: no policy fits, the folder cannot be written to, or its run was begun with other cards or weights.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path | None,
+        workers: int,
+        shard: tuple[int, int] = (0, 1),
+        timeout: float | None = None,
+        retry_errors: bool = False,
+    ) -> None:
+        if workers < 0:
+            raise UserError(f"--workers must be at least 0, not {workers}")
+        if timeout is not None and timeout <= 0:
+            raise UserError(f"--timeout must be more than 0 seconds, not {timeout:g}")
+        self.plan, self.workers, self.timeout = plan, workers, timeout
+        policies, self.problems = plan.load()
+        if not policies:
             raise UserError("no policy fits the environment:\n" + "\n".join(self.problems.values()))
-        self.jobs = plan.jobs(folder, self.policies)
+        named = {policy_name(reference): reference for reference in plan.policies}
+        identities = {name: policy_identity(named[name]) for name in policies}
+        self.folder = folder or run_path(runs_folder(), plan, identities)
+        part, parts = shard
+        planned = plan.jobs(self.folder, policies)[part::parts]
+        self.store = RunStore(self.folder)
+        try:
+            self.store.agree("environment", plan.environment, environment_identity(plan.environment))
+            for name, policy in policies.items():
+                self.store.agree("policy", name, {"identity": identities[name], "cost": policy_cost(policy)})
+            for condition in plan.conditions:
+                self.store.agree("condition", condition.name, vars(condition))
+            self.store.note_session(provenance(workers))
+            self.store.plan(map(job_key, planned))
+            if retry_errors:
+                self.store.forget_errors()
+            finished = self.store.finished()
+        except BaseException:
+            self.store.close()
+            raise
+        self.jobs = [job for job in planned if job_key(job) not in finished]
+        self.resumed = len(planned) - len(self.jobs)
         self.records: list[EpisodeRecord] = []
-        self.folder = RunFolder(folder)
-        self.folder.write("provenance.json", provenance(plan, workers))
 
     def run(self, progress: Callable[[EpisodeRecord], None]) -> None:
-        """Run every episode; on KeyboardInterrupt what is done stays."""
-        for record in run_jobs(self.jobs, self.workers):
-            self.folder.add(record)
+        """Run every episode that is left; on KeyboardInterrupt what is done stays."""
+        for record in run_jobs(self.jobs, self.workers, self.timeout):
+            self.store.add(record)
             self.records.append(record)
             progress(record)
 
-    def missing(self) -> int:
-        """How many planned episodes were not finished."""
-        return len(self.jobs) - len(self.records)
-
-    def errors(self) -> list[str]:
-        """Every different error of the episodes, with the policy it belongs to and how often it came."""
-        counted = Counter(f"{record.policy}: {record.error}" for record in self.records if record.error)
-        return [f"{text} ({count} episodes)" for text, count in counted.items()]
+    def finish(self) -> pd.DataFrame:
+        """Close the store, write the report, and return the table with raw numbers."""
+        self.store.close()
+        return write_report(self.folder, self.plan.reference, self.notes())
 
     def notes(self) -> list[str]:
-        """What a reader of the table must know: what is missing, was left out, or went wrong."""
-        notes = [f"left out {name}: {problem}" for name, problem in self.problems.items()]
-        if self.missing():
-            notes.append(f"interrupted: {self.missing()} of {len(self.jobs)} episodes are missing")
-        planned = {(job.name, job.condition.name) for job in self.jobs}
-        for condition in self.plan.conditions:
-            untouched = [n for n in dict.fromkeys(job.name for job in self.jobs) if (n, condition.name) not in planned]
-            if untouched:
-                notes.append(f"{condition.name} does not apply to {', '.join(untouched)}")
-        return notes + [f"error of {error}" for error in self.errors()]
+        """What this process left out of the plan, and why."""
+        return [f"left out {name}: {problem}" for name, problem in self.problems.items()]
 
-    def finish(self) -> pd.DataFrame:
-        """Write `table.md` and `table.csv` from the rows there are, and return the table with raw numbers."""
-        planned = Counter(job.name for job in self.jobs)
-        table = success_table(self.folder.close(self.jobs), planned, self.plan.reference)
-        if not table.empty:
-            table = table.merge(cost_columns(self.policies), on="policy", how="left")
-        text = "no episode was finished" if table.empty else pretty(table, self.plan.reference).to_markdown(index=False)
-        self.folder.write("table.csv", table.to_csv(index=False))
-        self.folder.write("table.md", "\n".join([text, *(f"\n- {note}" for note in self.notes())]) + "\n")
-        return table
+
+def job_key(job: Job) -> Key:
+    return Key(job.name, job.condition.name, job.suite_seed, job.episode)
 
 
 def default_workers() -> int:

@@ -2,8 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +10,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from pebble import ProcessExpired, ProcessPool
 
 from mrvlm_sim.agents.policy import Policy, check_compatible
 from mrvlm_sim.agents.registry import load_policy
-from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.video import EpisodeVideo
 from mrvlm_sim.gl import one_render_thread
@@ -35,28 +34,46 @@ class Job:
     video: Path | None = None
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[EpisodeRecord]:
-    """Records as they are finished, in any order.
+def run_jobs(jobs: Sequence[Job], workers: int, timeout: float | None = None) -> Iterator[EpisodeRecord]:
+    """Records as they are finished, in any order; with 0 workers in this process, which then nothing protects.
 
-    Raises:
-        UserError: a worker process died; what was yielded before is complete.
+    An episode that takes longer than `timeout` seconds ends as an error. One whose worker dies is tried once more in
+    another, and then ends as an error.
     """
-    if workers == 1:
+    if workers == 0:
         _prepare_worker()
         yield from map(run_job, jobs)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    pool = ProcessPool(workers, context=get_context("spawn"), initializer=_prepare_worker)
     try:
         with _interrupts_blocked():  # workers inherit this: Ctrl-C is the parent's business
-            submitted = [pool.submit(run_job, job) for job in jobs]
-        for finished in as_completed(submitted):
-            yield finished.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died (out of memory, or a fault in a library); run with --workers 1"
-        ) from error
+            pending = {pool.schedule(run_job, args=(job,), timeout=timeout): job for job in jobs}
+        tried: set[Job] = set()
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                job = pending.pop(future)
+                if isinstance(future.exception(), ProcessExpired) and job not in tried:
+                    tried.add(job)
+                    pending[pool.schedule(run_job, args=(job,), timeout=timeout)] = job
+                else:
+                    yield _record(job, future, timeout)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.stop()
+        pool.join()
+
+
+def _record(job: Job, future: Future, timeout: float | None) -> EpisodeRecord:
+    """What a finished future tells of its job."""
+    match future.exception():
+        case None:
+            return future.result()
+        case TimeoutError():
+            error = f"TimeoutError: not finished after {timeout:g} s"
+        case ProcessExpired() as died:
+            error = f"WorkerDied: two worker processes died of it (exit code {died.exitcode})"
+        case other:
+            error = f"{type(other).__name__}: {other}"
+    return EpisodeRecord(job.environment, job.name, job.condition.name, job.suite_seed, job.episode, error=error)
 
 
 def run_job(job: Job) -> EpisodeRecord:

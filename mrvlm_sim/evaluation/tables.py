@@ -41,20 +41,17 @@ def success_table(rows: pd.DataFrame, planned: Mapping[str, int], reference: str
     return table
 
 
-def cost_columns(policies: Mapping[str, Policy]) -> pd.DataFrame:
-    """Tokens, parameters and GFLOPs per forward and per control step, for the policies that are networks."""
-    lines = []
-    for name, policy in policies.items():
-        line: dict[str, object] = {"policy": name}
-        if cameras := requirements_of(policy).cameras:
-            line["tokens"] = sum(pyramid.tokens for pyramid in cameras.values())
-        if isinstance(policy, TrainedPolicy):
-            count = flops(policy.card.cameras, policy.card.network)
-            line["params_M"] = parameters(policy.network) / 1e6
-            line["gflops_forward"] = count.total / 1e9
-            line["gflops_step"] = count.per_control_step(policy.card.execute) / 1e9
-        lines.append(line)
-    return pd.DataFrame(lines)
+def policy_cost(policy: Policy) -> dict[str, float]:
+    """Tokens, parameters and GFLOPs per forward and per control step, as far as the policy has them."""
+    cost: dict[str, float] = {}
+    if cameras := requirements_of(policy).cameras:
+        cost["tokens"] = sum(pyramid.tokens for pyramid in cameras.values())
+    if isinstance(policy, TrainedPolicy):
+        count = flops(policy.card.cameras, policy.card.network)
+        cost["params_M"] = parameters(policy.network) / 1e6
+        cost["gflops_forward"] = count.total / 1e9
+        cost["gflops_step"] = count.per_control_step(policy.card.execute) / 1e9
+    return cost
 
 
 def pretty(table: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -120,8 +117,8 @@ def _against(rows: pd.DataFrame, policy: str, reference: str, condition: str) ->
 
 
 def _paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    columns = ["episode", "success"]
-    joined = a[columns].merge(b[columns], on="episode", suffixes=("_a", "_b"))
+    name = ["suite_seed", "episode"]
+    joined = a[[*name, "success"]].merge(b[[*name, "success"]], on=name, suffixes=("_a", "_b"))
     return joined["success_a"].to_numpy(bool), joined["success_b"].to_numpy(bool)
 
 

@@ -1,0 +1,69 @@
+"""From the store of a run to what people read: table, notes, rows as CSV, provenance."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
+from mrvlm_sim.evaluation.tables import REFERENCE, pretty, success_table
+from mrvlm_sim.paths import write_atomically
+
+
+def write_report(folder: Path, reference: str = REFERENCE, notes: Sequence[str] = ()) -> pd.DataFrame:
+    """Write `table.md`, `table.csv`, `episodes.csv` and `provenance.json`; returns the table with raw numbers.
+
+    `notes` go under the table, before those that the store gives rise to.
+    """
+    rows, table = read_episodes(folder), run_table(folder, reference)
+    text = "no episode was finished" if table.empty else pretty(table, reference).to_markdown(index=False)
+    lines = [text, *(f"\n- {note}" for note in [*notes, *run_notes(folder)])]
+    parts = {kind: read_parts(folder, kind) for kind in KINDS}
+    write_atomically(folder / "table.md", "\n".join(lines) + "\n")
+    write_atomically(folder / "table.csv", table.to_csv(index=False))
+    write_atomically(folder / "episodes.csv", rows.to_csv(index=False))
+    described = {"sessions": read_sessions(folder), **parts}
+    write_atomically(folder / "provenance.json", json.dumps(described, indent=2) + "\n")
+    return table
+
+
+def run_table(folder: Path, reference: str = REFERENCE) -> pd.DataFrame:
+    """One line per planned policy, with raw numbers; empty if no episode was finished."""
+    planned = Counter(key.policy for key in planned_keys(folder))
+    table = success_table(read_episodes(folder), planned, reference)
+    if table.empty:
+        return table
+    costs = [{"policy": name, **part["cost"]} for name, part in read_parts(folder, "policy").items()]
+    return table.merge(pd.DataFrame(costs), on="policy", how="left")
+
+
+def run_notes(folder: Path) -> list[str]:
+    """What a reader of the table must know: what is missing, does not apply, or went wrong."""
+    planned, rows, notes = planned_keys(folder), read_episodes(folder), []
+    if missing := len(planned) - len(rows):
+        notes.append(f"{missing} of {len(planned)} episodes are missing; the same command runs them")
+    pairs = {(key.policy, key.condition) for key in planned}
+    for condition in read_parts(folder, "condition"):
+        untouched = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
+        if untouched:
+            notes.append(f"{condition} was not run for {', '.join(untouched)}")
+    versions = [session["versions"] | {"renderer": session["renderer"]} for session in read_sessions(folder)]
+    notes += [f"was run under several versions of {name}" for name in _varying(versions)]
+    return notes + _errors(rows)
+
+
+def _errors(rows: pd.DataFrame) -> list[str]:
+    """Every different error of the episodes, with the policy it belongs to and how often it came."""
+    counted = Counter(zip(rows["policy"], rows["error"], strict=True))
+    return [f"error of {policy}: {error} ({n} episodes)" for (policy, error), n in counted.items() if error]
+
+
+def _varying(described: Iterable[dict[str, str]]) -> list[str]:
+    """The keys whose values are not the same everywhere."""
+    values: dict[str, set[str]] = {}
+    for one in described:
+        for key, value in one.items():
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]

@@ -1,0 +1,244 @@
+"""All episodes of a run in one SQLite file: a row is there whole or not at all, whatever happens to the process.
+
+SQLite (write-ahead log) rather than DuckDB: rows come one at a time, each is a transaction of its own, and a notebook
+may read while the run goes on; DuckDB locks readers out and is made for bulk.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.episode import EpisodeRecord
+from mrvlm_sim.sim.env import ACTION_SIZE
+
+FILE, LOCK = "run.sqlite", ".lock"
+SCHEMA = 1
+SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB", list[float]: "TEXT"}
+BLOBS = ("initial_state", "actions")
+KINDS = ("environment", "condition", "policy")  # of which a run is made
+
+
+class Key(NamedTuple):
+    """What names an episode within a run."""
+
+    policy: str
+    condition: str
+    suite_seed: int
+    episode: int
+
+
+class RunStore:
+    """The one writer of a run's file; opening it a second time is refused until the first is closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / LOCK, timeout=0)
+            self._lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another process is writing to {folder}; wait for it or choose another --output"
+            ) from error
+        except OSError as error:
+            raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --output") from error
+        try:
+            self._connection = _connect(folder / FILE, create=True)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file and let others write."""
+        self._connection.close()
+        self._lock.release()
+
+    def agree(self, kind: str, name: str, description: Mapping[str, Any]) -> None:
+        """Keep what `name` is in this run; if it is known already, it must be the same.
+
+        Raises:
+            UserError: it was something else when the run began; the first difference is named.
+        """
+        known = self._connection.execute("SELECT description FROM parts WHERE kind = ? AND name = ?", (kind, name))
+        row, text = known.fetchone(), json.dumps(description, sort_keys=True)
+        if row is None:
+            with self._connection:
+                self._connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (kind, name, text))
+        elif row[0] != text:
+            difference = next(_differences(json.loads(row[0]), json.loads(text)))
+            rule = f"{self.folder} was begun with another {kind} {name!r}: {difference}"
+            raise UserError(f"{rule}; choose another --output, or restore what it was")
+
+    def note_session(self, provenance: Mapping[str, Any]) -> None:
+        """Add what this process is and depends on: a run may be carried out by several, one after the other."""
+        with self._connection:
+            self._connection.execute("INSERT INTO sessions VALUES (?)", (json.dumps(provenance),))
+
+    def plan(self, keys: Iterable[Key]) -> None:
+        """Add episodes that the run is to have; those planned before stay."""
+        with self._connection:
+            self._connection.executemany("INSERT OR IGNORE INTO planned VALUES (?, ?, ?, ?)", keys)
+
+    def finished(self) -> set[Key]:
+        return set(map(Key._make, self._connection.execute(f"SELECT {', '.join(Key._fields)} FROM episodes")))
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Write one finished episode.
+
+        Raises:
+            sqlite3.IntegrityError: it is there already.
+        """
+        row = record.row()
+        with self._connection:
+            self._connection.execute(f"INSERT INTO episodes VALUES ({', '.join('?' * len(row))})", [*row.values()])
+
+    def absorb(self, folder: Path) -> None:
+        """Take over everything that another run holds; all of it, or nothing.
+
+        Raises:
+            UserError: the two differ in what they are made of, or in an episode that both have.
+        """
+        for kind in KINDS:
+            for name, description in read_parts(folder, kind).items():
+                self.agree(kind, name, description)
+        ours, columns = self.finished(), [field.name for field in fields(EpisodeRecord)]
+        outcome = ", ".join(column for column in columns if column != "latency_ms")
+        with reading(folder) as other, self._connection as own:
+            for row in other.execute(f"SELECT {', '.join(columns)} FROM episodes"):
+                key = Key(*(row[columns.index(name)] for name in Key._fields))
+                if key not in ours:
+                    own.execute(f"INSERT INTO episodes VALUES ({', '.join('?' * len(row))})", row)
+                elif _episode(own, key, outcome) != _episode(other, key, outcome):
+                    raise UserError(f"{folder} and {self.folder} have different outcomes of {key}; nothing was merged")
+            own.executemany("INSERT OR IGNORE INTO planned VALUES (?, ?, ?, ?)", other.execute("SELECT * FROM planned"))
+            own.executemany("INSERT INTO sessions VALUES (?)", other.execute("SELECT provenance FROM sessions"))
+
+    def forget_errors(self) -> int:
+        """Delete the rows of episodes that ended in an error, so that they are run again; how many there were."""
+        with self._connection:
+            return self._connection.execute("DELETE FROM episodes WHERE error != ''").rowcount
+
+
+def read_episodes(folder: Path) -> pd.DataFrame:
+    """The episodes of a run in the order of its plan, one row each, as `EpisodeRecord` names them (latencies as text).
+
+    Raises:
+        UserError: there is no run in that folder, or one of another version.
+    """
+    columns = [field.name for field in fields(EpisodeRecord) if field.name not in BLOBS]
+    with reading(folder) as connection:
+        chosen = ", ".join(f"episodes.{column}" for column in columns)
+        rows = connection.execute(f"SELECT {chosen} FROM planned NATURAL JOIN episodes ORDER BY planned.rowid")
+        frame = pd.DataFrame(rows.fetchall(), columns=columns)
+    return frame.astype({field.name: bool for field in fields(EpisodeRecord) if field.type is bool})
+
+
+def planned_keys(folder: Path) -> list[Key]:
+    """Every episode that the run is to have, in order."""
+    with reading(folder) as connection:
+        return list(map(Key._make, connection.execute(f"SELECT {', '.join(Key._fields)} FROM planned ORDER BY rowid")))
+
+
+def read_log(folder: Path, key: Key) -> tuple[np.ndarray, np.ndarray]:
+    """Initial simulator state float64 (n,) and actions float32 (steps, ACTION_SIZE) of one episode.
+
+    Raises:
+        UserError: the run has no such episode.
+    """
+    with reading(folder) as connection:
+        row = _episode(connection, key, ", ".join(BLOBS))
+    if row is None:
+        raise UserError(f"{folder} has no finished episode {key.episode} of {key.policy} under {key.condition}")
+    return np.frombuffer(row[0], np.float64), np.frombuffer(row[1], np.float32).reshape(-1, ACTION_SIZE)
+
+
+def read_parts(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
+    """What `agree` kept of one kind, by name."""
+    with reading(folder) as connection:
+        rows = connection.execute("SELECT name, description FROM parts WHERE kind = ?", (kind,)).fetchall()
+    return {name: json.loads(text) for name, text in rows}
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """What every process that worked on the run said of itself, first one first."""
+    with reading(folder) as connection:
+        return [json.loads(text) for (text,) in connection.execute("SELECT provenance FROM sessions ORDER BY rowid")]
+
+
+def _episode(connection: sqlite3.Connection, key: Key, columns: str) -> tuple | None:
+    where = " AND ".join(f"{name} = ?" for name in Key._fields)
+    return connection.execute(f"SELECT {columns} FROM episodes WHERE {where}", key).fetchone()
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to an existing run; also while another process writes.
+
+    Raises:
+        UserError: there is no run in that folder, it is damaged, or of another version.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"no run in {folder}: {path} is missing")
+    with closing(_connect(path, create=False)) as connection:
+        yield connection
+
+
+def _connect(path: Path, create: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    try:
+        empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if empty and create:
+            _create(connection)
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found != SCHEMA:
+            raise UserError(
+                f"{path} has schema version {found}, this version of mrvlm_sim reads {SCHEMA}; "
+                f"read it with the version that wrote it, or choose another --output"
+            )
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise UserError(f"{path} is not a run, or damaged ({error}); choose another --output") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    key = "policy TEXT, condition TEXT, suite_seed INTEGER, episode INTEGER"
+    columns = ", ".join(f"{field.name} {SQL_TYPES[field.type]} NOT NULL" for field in fields(EpisodeRecord))  # type: ignore[index]
+    connection.executescript(f"""
+        PRAGMA journal_mode = WAL;
+        BEGIN;
+        CREATE TABLE parts (kind TEXT, name TEXT, description TEXT NOT NULL, PRIMARY KEY (kind, name));
+        CREATE TABLE sessions (provenance TEXT NOT NULL);
+        CREATE TABLE planned ({key}, PRIMARY KEY ({", ".join(Key._fields)}));
+        CREATE TABLE episodes ({columns}, PRIMARY KEY ({", ".join(Key._fields)}));
+        PRAGMA user_version = {SCHEMA};
+        COMMIT;
+    """)
+
+
+def _differences(was: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON values differ, as text."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*was, *now]):
+            yield from _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif was != now:
+        yield f"{path} was {was!r}, it is {now!r}"
