@@ -227,7 +227,7 @@ def make_optimisers(network: PolicyNetwork, recipe: TrainingRecipe) -> list[torc
     patches = list(network.patches.parameters())
     matrices = [
         parameter
-        for module in [*network.fusion.modules(), *network.trunk.modules(), *network.action_head.layers[:-1]]
+        for module in [*network.fusion.modules(), *network.trunk.modules(), *list(network.action_head.layers)[:-1]]
         if isinstance(module, torch.nn.Linear)
         for parameter in [module.weight]
     ]
