@@ -1,21 +1,18 @@
 """The command line: parsing and printing only."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mrvlm_sim.console import bar, console, print_report, print_table, progress_bar
 from mrvlm_sim.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
 
     from mrvlm_sim.evaluation.episode import EpisodeRecord
@@ -29,7 +26,6 @@ app = typer.Typer(
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
 app.add_typer(train_app, name="train")
-console = Console(width=None if sys.stdout.isatty() else 200)
 
 Env = Annotated[str, typer.Option("--env", help="Environment: a folder in envs/.")]
 Arm = Annotated[str, typer.Option("--arm", help="Arm: a folder in policies/.")]
@@ -99,7 +95,7 @@ def evaluate(
     try:
         interrupted = _run_with_progress(run)
     finally:
-        _print_report(run.folder, run.finish(), reference, f"{env}, suite seed {seed}", run.notes())
+        print_report(run.folder, run.finish(), reference, f"{env}, suite seed {seed}", run.notes())
     if interrupted:
         raise typer.Exit(130)
     if run.problems:
@@ -117,7 +113,57 @@ def merge(
     from mrvlm_sim.evaluation.report import write_report
 
     merge_runs(output, runs)
-    _print_report(output, write_report(output, reference), reference, str(output), [])
+    print_report(output, write_report(output, reference), reference, str(output), [])
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    reference: Annotated[str | None, typer.Option(help="Arm to compare with; default: the first run's first.")] = None,
+) -> None:
+    """Compare the arms of several runs on the episodes they share, and say which episodes flipped."""
+    from mrvlm_sim.evaluation.compare import compare_runs, flipped
+    from mrvlm_sim.evaluation.tables import pretty
+
+    table, notes, chosen = compare_runs(runs, reference)
+    if table.empty:
+        console.print("no episode was finished")
+        return
+    print_table(pretty(table, chosen), f"against {chosen}")
+    print_table(flipped(runs, chosen), "episodes that flipped")
+    for note in notes:
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
+
+
+@app.command()
+def replay(
+    episode: Annotated[str, typer.Argument(metavar="RUN#EPISODE", help="A run's folder and an episode's number.")],
+    policy: Annotated[str | None, typer.Option(help="Whose episode; needed if the run has several.")] = None,
+    condition: Annotated[str, typer.Option(help="Under which condition.")] = "clean",
+    video: Annotated[Path | None, typer.Option(help="Film it: an .mp4.")] = None,
+    height: Annotated[int, typer.Option(min=64, help="Height of the film in pixels.")] = 360,
+) -> None:
+    """Run a recorded episode again from its state and actions, and say whether it ends as it did."""
+    from mrvlm_sim.evaluation.replay import find_episode
+    from mrvlm_sim.evaluation.replay import replay as run_again
+    from mrvlm_sim.paths import make_parent
+
+    folder, _, number = episode.rpartition("#")
+    if not folder or not number.isdecimal():
+        raise UserError(f"an episode is named RUN#EPISODE, for example results/runs/mine#3, not {episode!r}")
+    if video is not None:
+        make_parent(video)
+    key = find_episode(Path(folder), int(number), policy, condition)
+    replayed = run_again(Path(folder), key, video, height)
+    outcome = "success" if replayed.success else "failure"
+    console.print(f"{key.policy}, {key.condition}, episode {key.episode}: {outcome} after {replayed.steps} steps")
+    if video is not None:
+        console.print(f"wrote {video}")
+    for difference in replayed.differences:
+        console.print(f"differs from the record: {difference}", style="bold red", markup=False, soft_wrap=True)
+    if replayed.differences:
+        raise typer.Exit(1)
+    console.print("the same as recorded, to the bit")
 
 
 @app.command()
@@ -136,7 +182,7 @@ def demos(
     path = output or demonstrations_path(DEMONSTRATIONS, env, episodes, seed)
     environment_card(env)
     make_parent(path)
-    with _bar("recording", episodes) as advance:
+    with bar("recording", episodes) as advance:
         recorded = record(env, episodes, seed, advance)
     recorded.save(path)
     console.print(
@@ -166,7 +212,7 @@ def train_bc(
     if card.environment != env:
         raise UserError(f"arm {arm} belongs to environment {card.environment}, not {env}")
     recipe, folders = card.training, Folders(output or runs_folder() / f"bc-{env}-{arm}")
-    with _bar("demonstrations", recipe.demonstrations) as advance:
+    with bar("demonstrations", recipe.demonstrations) as advance:
         path = get_demonstrations(
             folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance
         )
@@ -175,7 +221,7 @@ def train_bc(
     if trainer.update:
         console.print(f"resuming after update {trainer.update}")
     look = (lambda policy: quick_success(policy, env, eval_episodes)) if eval_every else None
-    with _bar("updates", recipe.updates) as advance:
+    with bar("updates", recipe.updates) as advance:
 
         def log(update: int, figures: dict[str, float]) -> None:
             advance(update)
@@ -195,7 +241,7 @@ def cost() -> None:
     from mrvlm_sim.evaluation.costs import cost_tables
 
     for title, table in cost_tables().items():
-        _print_table(table, title)
+        print_table(table, title)
 
 
 @app.command()
@@ -226,7 +272,7 @@ def list_all() -> None:
     from mrvlm_sim.evaluation.catalogue import catalogue
 
     for title, frame in catalogue().items():
-        _print_table(frame, title)
+        print_table(frame, title)
 
 
 @app.command()
@@ -253,7 +299,7 @@ def bench(
     from mrvlm_sim.evaluation.bench import measurements
 
     for title, measure in measurements(quick):
-        _print_table(measure(), title)
+        print_table(measure(), title)
 
 
 def parse_fraction(text: str) -> float:
@@ -294,7 +340,7 @@ def torch_device(device: Device) -> "torch.device":
 def _run_with_progress(run: "Evaluation") -> bool:
     """Run the evaluation under a progress bar with running rates; whether it was interrupted."""
     done: dict[str, list[bool]] = {}
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("episodes", total=len(run.jobs))
 
         def advance(record: "EpisodeRecord") -> None:
@@ -307,42 +353,6 @@ def _run_with_progress(run: "Evaluation") -> bool:
         except KeyboardInterrupt:
             return True
     return False
-
-
-def _print_report(folder: Path, table: "pd.DataFrame", reference: str, title: str, notes: Sequence[str]) -> None:
-    from mrvlm_sim.evaluation.report import run_notes
-    from mrvlm_sim.evaluation.tables import pretty
-
-    if table.empty:
-        console.print("no episode was finished")
-    else:
-        _print_table(pretty(table, reference), title)
-    for note in [*notes, *run_notes(folder)]:
-        console.print(note, style="yellow", markup=False, soft_wrap=True)
-    console.print(f"results: {folder}")
-
-
-def _print_table(frame: "pd.DataFrame", title: str) -> None:
-    """Columns of text, wrapped where the terminal is narrow."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in frame:
-        table.add_column(str(column), justify="left" if column == frame.columns[0] else "right")
-    for row in frame.astype(str).itertuples(index=False):
-        table.add_row(*row)
-    console.print(table)
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console)
-
-
-@contextmanager
-def _bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar; the function it gives takes how much is done in all."""
-    with _progress() as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,27 @@
 """The command line: what people type, what they read back, and with which exit code it ends."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
+from processes import start
 from tiny import save_tiny
 
 from mrvlm_sim.agents.registry import BASELINES, arm_cards
 from mrvlm_sim.agents.trained import CARD
 from mrvlm_sim.cli import main, parse_fraction
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.runs import read_episodes
+from mrvlm_sim.evaluation.store import read_episodes
 from mrvlm_sim.metrics.attacks import ATTACKS
-from mrvlm_sim.paths import CHECKOUT
 from mrvlm_sim.training.demos import Demonstrations
 
-COMMANDS = ("eval", "demos", "train", "cost", "view", "list", "doctor", "bench")
-EVAL = ("eval", "--env", "pick_place", "--workers", "1")
+COMMANDS = ("eval", "demos", "train", "cost", "view", "list", "doctor", "bench", "merge", "compare", "replay")
+EVAL = ("eval", "--env", "pick_place", "--workers", "0")
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,6 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Ended(code if isinstance(code, int) else 0, printed.out, printed.err)
 
     return call
-
-
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The command line as a process of its own, in a process group of its own."""
-    variables = {**os.environ, "PYTHONPATH": str(CHECKOUT), "NO_COLOR": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "mrvlm_sim.cli", *arguments],
-        cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
 
 
 class TestWrongInput:
@@ -101,7 +88,10 @@ class TestWrongInput:
             (("--episodes", "0"), "--episodes must be at least 1, not 0"),
             (("--episodes", "many"), "--episodes"),
             (("--seed", "-1"), "--seed must be 0 or more, not -1"),
-            (("--workers", "0"), "--workers must be at least 1, not 0"),
+            (("--workers", "-1"), "--workers must be at least 0, not -1"),
+            (("--timeout", "0"), "--timeout must be more than 0 seconds, not 0"),
+            (("--shard", "4/4"), "--shard must be i/n with 0 <= i < n, for example 0/4, not '4/4'"),
+            (("--shard", "half"), "--shard must be i/n with 0 <= i < n, for example 0/4, not 'half'"),
             (("--video", "-1"), "--video must be 0 or more, not -1"),
             (("--policy", "expert"), "two policies are called expert"),
             (("--attack", "noise", "--eps", "-1"), "--eps must lie in (0, 1], as a part of the pixel range"),
@@ -136,11 +126,13 @@ class TestWrongInput:
         assert "--steps must be at least 1, not 0" in ended.err
         assert not Path("run").exists()
 
-    def test_an_existing_output(self, cli: Cli, tmp_path: Path) -> None:
+    def test_an_output_that_holds_something_else(self, cli: Cli, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.tex").touch()
         ended = cli(*EVAL, "--policy", "expert", "--output", "run")
         assert ended.code == 2
-        assert "run exists already; choose another --output" in ended.err
+        assert "run exists already and holds no run, but thesis.tex; choose another --output" in ended.err
+        assert [path.name for path in (tmp_path / "run").iterdir() if path.name[0] != "."] == ["thesis.tex"]
 
     @pytest.mark.parametrize(
         "arguments",
@@ -259,9 +251,30 @@ class TestEval:
         assert "nan" not in ended.out.lower()
         assert len(read_episodes(Path("out/run"))) == 4
         told = json.loads(Path("out/run/provenance.json").read_text())
-        assert (told["policies"], told["episodes"], told["suite_seed"]) == (["expert", "noop"], 2, 0)
-        assert told["renderer"]
-        assert told["command"].startswith("mrvlm-sim eval --env pick_place")
+        assert told["policy"] == {name: {"identity": {"baseline": name}, "cost": {}} for name in ("expert", "noop")}
+        (session,) = told["sessions"]
+        assert session["renderer"]
+        assert session["command"].startswith("mrvlm-sim eval --env pick_place")
+
+    def test_the_same_command_again_goes_on(self, cli: Cli) -> None:
+        command = (*EVAL, "--policy", "noop", "--episodes", "2")
+        assert "there already" not in cli(*command).out
+        again = cli(*command)
+        assert again.code == 0
+        assert "2 episodes are there already" in again.out
+        more = cli(*EVAL, "--policy", "noop", "--episodes", "3")
+        assert "(0/3)" in more.out
+        (run,) = (Path("results") / "runs").iterdir()
+        assert read_episodes(run)["episode"].tolist() == [0, 1, 2]
+
+    def test_shards_and_merge(self, cli: Cli) -> None:
+        for part in ("0/2", "1/2"):
+            ended = cli(*EVAL, "--policy", "noop", "--episodes", "3", "--shard", part, "--output", f"part{part[0]}")
+            assert ended.code == 0
+        ended = cli("merge", "whole", "part0", "part1")
+        assert ended.code == 0, ended.err
+        assert "(0/3)" in ended.out
+        assert sorted(read_episodes(Path("whole"))["episode"]) == [0, 1, 2]
 
     def test_without_output_a_run_gets_a_folder_of_its_own(self, cli: Cli) -> None:
         assert cli(*EVAL, "--policy", "expert", "--episodes", "1").code == 0
@@ -303,76 +316,3 @@ class TestEval:
     def test_a_film_is_made(self, cli: Cli) -> None:
         assert cli(*EVAL, "--policy", "expert", "--episodes", "2", "--video", "1", "--output", "run").code == 0
         assert [film.name for film in Path("run/videos").iterdir()] == ["expert-clean-000.mp4"]
-
-
-def living(group: int) -> list[str]:
-    """Processes of a group that are not dead, by their command lines."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            state, _, process_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-            if folder.name.isdigit() and int(process_group) == group and state != "Z":
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def interrupt(process: subprocess.Popen[str], send: Callable[[int, int], None]) -> tuple[str, str]:
-    """Ctrl-C, then what was printed; nothing of the process's group may be left."""
-    try:
-        send(process.pid, signal.SIGINT)
-        printed = process.communicate(timeout=60)
-        assert wait_for(lambda: living(process.pid) == [], 10), living(process.pid)
-        return printed
-    finally:
-        if living(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks for left processes in /proc")
-MANY = ("eval", "--env", "pick_place", "--policy", "expert", "--episodes", "5000", "--workers", "2", "--output", "run")
-
-
-@needs_proc
-def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
-    episodes, run = 5000, tmp_path / "run"
-    rows = run / "episodes.csv"
-    with start(*MANY, cwd=tmp_path) as process:
-        begun = wait_for(lambda: rows.exists() and rows.read_text().count("\n") > 3, 90)
-        out, err = interrupt(process, os.kill)
-    assert begun
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    done = read_episodes(run)
-    assert 3 <= len(done) < episodes
-    assert (done["error"] == "").all()
-    assert f"{episodes - len(done)} of {episodes} episodes are missing" in out
-    text = (run / "table.md").read_text()
-    assert f"{episodes - len(done)} of {episodes} episodes are missing" in text
-    header, _, row = text.splitlines()[:3]
-    table = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
-    assert table["missing"] == str(episodes - len(done))
-    assert not list(run.glob("*.partial"))
-
-
-@needs_proc
-def test_ctrl_c_while_the_workers_start_is_quiet(tmp_path: Path) -> None:
-    """A terminal sends it to all processes of the group, also to workers that are still importing."""
-    with start(*MANY, cwd=tmp_path) as process:
-        begun = wait_for((tmp_path / "run" / "provenance.json").exists, 90)
-        time.sleep(0.5)
-        out, err = interrupt(process, os.killpg)
-    assert begun
-    assert process.returncode == 130
-    assert "5000 of 5000 episodes are missing" in out
-    assert "Traceback" not in err

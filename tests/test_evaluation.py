@@ -16,8 +16,9 @@ from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.evaluate import Evaluation
-from mrvlm_sim.evaluation.runner import Job, run_jobs
-from mrvlm_sim.evaluation.runs import Plan, read_episodes
+from mrvlm_sim.evaluation.report import run_notes
+from mrvlm_sim.evaluation.runs import Plan
+from mrvlm_sim.evaluation.store import read_episodes
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
 
@@ -41,23 +42,6 @@ class TestAnEpisodeDependsOnNothingButItsName:
         again = {(i, e): run(brief_env, policies[i], e) for i, e in reversed(first)}
         assert again == first
         assert all(record.error == "" for record in first.values())
-
-    def test_not_on_the_number_of_workers(self, tiny_folder: Path) -> None:
-        policies = {"expert": "expert", "random": "random", "tiny": str(tiny_folder)}
-        jobs = [
-            Job("pick_place", ref, name, CLEAN, 0, episode) for name, ref in policies.items() for episode in (0, 1, 2)
-        ]
-
-        def records(workers: int, jobs: list[Job]) -> list[EpisodeRecord]:
-            rows = [replace(record, latency_ms=[]) for record in run_jobs(jobs, workers)]
-            return sorted(rows, key=lambda row: (row.policy, row.episode))
-
-        one = records(1, jobs)
-        assert [(row.policy, row.episode, row.error) for row in one] == [
-            (name, episode, "") for name in policies for episode in range(3)
-        ]
-        assert one == records(2, jobs)
-        assert one == records(1, jobs[::-1])
 
     def test_every_policy_meets_the_same_starts(self, tiny: TrainedPolicy, brief_env: ManipulationEnv) -> None:
         policies = [load_policy(name) for name in ("expert", "random", "noop")] + [tiny]
@@ -133,22 +117,21 @@ class TestEvaluation:
 
     def test_what_does_not_fit_is_left_out_and_the_others_are_kept(self, misfits: Path, tmp_path: Path) -> None:
         policies = (f"{misfits}:Misfit", "expert", f"{misfits}:Raises", str(tmp_path / "nowhere"))
-        evaluation = Evaluation(Plan("pick_place", policies, (CLEAN,), 0, 2), tmp_path / "run", workers=1)
+        evaluation = Evaluation(Plan("pick_place", policies, (CLEAN,), 0, 2), tmp_path / "run", workers=0)
         assert set(evaluation.problems) == {"Misfit", "nowhere"}
         assert "actions of size 7" in evaluation.problems["Misfit"]
-        assert len(evaluation.jobs) == evaluation.missing() == 4
+        assert len(evaluation.jobs) == 4
         reported: list[EpisodeRecord] = []
         evaluation.run(reported.append)
         table = evaluation.finish()
-        assert evaluation.missing() == 0
         assert len(reported) == 4
         assert table["policy"].tolist() == ["expert", "Raises"]
         assert table["clean/n"].tolist() == [2, 2]
         assert table["errors"].tolist() == [0, 2]
         assert table["clean/k"].tolist()[1] == 0
-        assert evaluation.errors() == ["Raises: OSError: lost (2 episodes)"]
+        assert run_notes(tmp_path / "run") == ["error of Raises: OSError: lost (2 episodes)"]
         made = {entry.name for entry in (tmp_path / "run").iterdir()}
-        assert made == {"episodes.csv", "provenance.json", "table.csv", "table.md"}
+        assert made == {".lock", "run.sqlite", "episodes.csv", "provenance.json", "table.csv", "table.md"}
         assert read_episodes(tmp_path / "run")["error"].tolist() == ["", ""] + ["OSError: lost"] * 2
         text = (tmp_path / "run" / "table.md").read_text()
         assert [name in text for name in ("| expert", "| Raises", "| Misfit")] == [True, True, False]
@@ -157,20 +140,26 @@ class TestEvaluation:
     def test_if_nothing_fits_nothing_runs(self, misfits: Path, tmp_path: Path) -> None:
         plan = Plan("pick_place", (f"{misfits}:Misfit", "exprt"), (CLEAN,), 0, 2)
         with pytest.raises(UserError, match="no policy fits the environment") as error:
-            Evaluation(plan, tmp_path / "run", workers=1)
+            Evaluation(plan, tmp_path / "run", workers=0)
         assert "size 7" in str(error.value)
         assert "'expert'" in str(error.value)
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize("workers", [0, -2])
-    def test_no_workers(self, workers: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"workers": -2}, "--workers must be at least 0, not -2"),
+            ({"workers": 0, "timeout": 0.0}, "--timeout must be more than 0 seconds, not 0"),
+        ],
+    )
+    def test_options_out_of_range(self, options: dict[str, Any], message: str, tmp_path: Path) -> None:
         plan = Plan("pick_place", ("expert",), (CLEAN,), 0, 2)
-        with pytest.raises(UserError, match=f"--workers must be at least 1, not {workers}"):
-            Evaluation(plan, tmp_path / "run", workers)
+        with pytest.raises(UserError, match=message):
+            Evaluation(plan, tmp_path / "run", **options)
 
     def test_cut_short_it_keeps_what_is_done(self, tmp_path: Path) -> None:
         plan = Plan("pick_place", ("expert", "noop"), (CLEAN,), 0, 3)
-        evaluation = Evaluation(plan, tmp_path / "run", workers=1)
+        evaluation = Evaluation(plan, tmp_path / "run", workers=0)
 
         def interrupt(_: EpisodeRecord) -> None:
             if len(evaluation.records) == 2:
@@ -178,26 +167,25 @@ class TestEvaluation:
 
         with pytest.raises(KeyboardInterrupt):
             evaluation.run(interrupt)
-        assert evaluation.missing() == 4
         table = evaluation.finish().set_index("policy")
         assert (table.loc["expert", "clean/n"], table.loc["expert", "missing"]) == (2, 1)
         assert "4 of 6 episodes are missing" in (tmp_path / "run" / "table.md").read_text()
 
     def test_cut_short_before_the_first_row(self, tmp_path: Path) -> None:
-        evaluation = Evaluation(Plan("pick_place", ("expert",), (CLEAN,), 0, 3), tmp_path / "run", workers=1)
+        evaluation = Evaluation(Plan("pick_place", ("expert",), (CLEAN,), 0, 3), tmp_path / "run", workers=0)
         assert evaluation.finish().empty
         assert "3 of 3 episodes are missing" in (tmp_path / "run" / "table.md").read_text()
 
     def test_an_attack_that_applies_to_nobody_is_said_so(self, tmp_path: Path) -> None:
         conditions = (Condition(source="sensor"), Condition("pgd", "sensor", "pgd", 4 / 255))
-        evaluation = Evaluation(Plan("pick_place", ("expert",), conditions, 0, 1), tmp_path / "run", workers=1)
+        evaluation = Evaluation(Plan("pick_place", ("expert",), conditions, 0, 1), tmp_path / "run", workers=0)
         evaluation.run(lambda _: None)
         evaluation.finish()
-        assert "pgd does not apply to expert" in (tmp_path / "run" / "table.md").read_text()
+        assert "pgd was not run for expert" in (tmp_path / "run" / "table.md").read_text()
 
 
 def test_a_video_shows_every_step(tmp_path: Path) -> None:
-    evaluation = Evaluation(Plan("pick_place", ("expert",), (CLEAN,), 0, 2, videos=1), tmp_path / "run", workers=1)
+    evaluation = Evaluation(Plan("pick_place", ("expert",), (CLEAN,), 0, 2, videos=1), tmp_path / "run", workers=0)
     evaluation.run(lambda _: None)
     evaluation.finish()
     films = sorted((tmp_path / "run" / "videos").iterdir())

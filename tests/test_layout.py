@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LAYERS = (
-    {"cli", "doctor", "__main__"},
+    {"cli", "console", "doctor", "__main__"},
     {"evaluation"},
     {"training"},
     {"agents"},

@@ -1,6 +1,5 @@
 """Tables say what the rows say; a run keeps its rows; a plan refuses nonsense."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +11,8 @@ from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
-from mrvlm_sim.evaluation.runner import Job
-from mrvlm_sim.evaluation.runs import Plan, RunFolder, new_run_path, read_episodes
-from mrvlm_sim.evaluation.tables import cost_columns, pretty, success_table
+from mrvlm_sim.evaluation.runs import Plan
+from mrvlm_sim.evaluation.tables import policy_cost, pretty, success_table
 from mrvlm_sim.metrics.statistics import wilson
 
 CLEAN = Condition()
@@ -112,94 +110,12 @@ class TestTables:
         assert success_table(pd.DataFrame(), {"late": 3}).empty
 
     def test_costs(self, tiny: TrainedPolicy) -> None:
-        costs = cost_columns({"tiny": tiny, "random": load_policy("random")}).set_index("policy")
-        tokens, millions, forward, step = costs.loc["tiny"]
-        assert tokens == 48
-        assert millions == pytest.approx(sum(p.numel() for p in tiny.network.parameters()) / 1e6)
-        assert forward > 0
-        assert step == pytest.approx(forward / tiny.card.execute)
-        assert costs.loc["random"].isna().all()
-
-
-def record(**values: Any) -> EpisodeRecord:
-    return EpisodeRecord("pick_place", values.pop("policy", "mine"), "clean", 0, values.pop("episode", 0), **values)
-
-
-def job(policy: str = "mine", episode: int = 0) -> Job:
-    return Job("pick_place", policy, policy, CLEAN, 0, episode)
-
-
-class TestRunFolder:
-    @pytest.mark.parametrize(
-        "error",
-        [
-            "",
-            "NA",
-            'ValueError: "two", or\nthree\r\nlines; ünï©ødé ☃',
-            "UnicodeDecodeError: a name of \udcff, which is no character",
-        ],
-    )
-    def test_what_is_written_is_read(self, tmp_path: Path, error: str) -> None:
-        written = record(
-            success=error == "", steps=7, reward=1.0, instruction='put the "red", cube', largest_change=4,
-            start_hash="0012", frame_hash="1e5", end_hash="ab", error=error, latency_ms=[1.25, 2.5],
-        )  # fmt: skip
-        folder = RunFolder(tmp_path / "run")
-        try:
-            folder.add(written)
-            (before,) = read_episodes(tmp_path / "run").to_dict("records")
-        finally:
-            folder.close([job()])
-        (after,) = read_episodes(tmp_path / "run").to_dict("records")
-        assert before == after
-        readable = error.encode("utf-8", "backslashreplace").decode()
-        assert after == asdict(written) | {"latency_ms": "1.250 2.500", "error": readable}
-
-    def test_every_row_is_on_disk_at_once(self, tmp_path: Path) -> None:
-        folder = RunFolder(tmp_path / "run")
-        for episode in range(3):
-            folder.add(record(episode=episode))
-            assert read_episodes(tmp_path / "run")["episode"].tolist() == list(range(episode + 1))
-        folder.close([job(episode=episode) for episode in range(3)])
-
-    def test_closed_it_is_whole_and_in_the_order_of_the_plan(self, tmp_path: Path) -> None:
-        planned = [("b", 0), ("b", 1), ("b", 10), ("a", 0), ("a", 1)]
-        folder = RunFolder(tmp_path / "run")
-        for policy, episode in (("a", 0), ("b", 10), ("b", 1), ("b", 0)):
-            folder.add(record(policy=policy, episode=episode, error="two\nlines"))
-        closed = folder.close([job(*key) for key in planned])
-        assert (tmp_path / "run" / "episodes.csv").read_text().endswith("\n")
-        rows = read_episodes(tmp_path / "run")
-        assert list(zip(rows["policy"], rows["episode"], strict=True)) == planned[:4]
-        assert closed["episode"].tolist() == rows["episode"].tolist()
-        assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["episodes.csv"]
-
-    def test_closed_without_a_row(self, tmp_path: Path) -> None:
-        folder = RunFolder(tmp_path / "run")
-        assert folder.close([job()]).empty
-        assert read_episodes(tmp_path / "run").empty
-
-    def test_an_existing_folder_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "note.txt").write_text("mine")
-        with pytest.raises(UserError, match="exists already; choose another --output"):
-            RunFolder(tmp_path)
-        assert [entry.name for entry in tmp_path.iterdir()] == ["note.txt"]
-
-    @pytest.mark.parametrize("below", ["run", "deep/er/run"])
-    def test_a_place_that_cannot_be_written_is_refused(self, tmp_path: Path, below: str) -> None:
-        (tmp_path / "file").write_text("not a folder")
-        with pytest.raises(UserError, match=r"file.*choose another --output"):
-            RunFolder(tmp_path / "file" / below)
-
-    def test_what_is_no_run_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"no run in .*episodes\.csv is missing"):
-            read_episodes(tmp_path)
-
-    def test_a_new_run_is_named_by_environment_and_time(self, tmp_path: Path) -> None:
-        path = new_run_path(tmp_path, "pick_place")
-        assert path.parent == tmp_path
-        assert path.name.startswith("pick_place-20")
-        assert not path.exists()
+        cost = policy_cost(tiny)
+        assert cost["tokens"] == 48
+        assert cost["params_M"] == pytest.approx(sum(p.numel() for p in tiny.network.parameters()) / 1e6)
+        assert cost["gflops_forward"] > 0
+        assert cost["gflops_step"] == pytest.approx(cost["gflops_forward"] / tiny.card.execute)
+        assert policy_cost(load_policy("random")) == {}
 
 
 class TestPlan:

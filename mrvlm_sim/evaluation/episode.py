@@ -69,8 +69,13 @@ class EpisodeRecord:
     actions: bytes = b""  # float32 (steps, actions): what the policy did, for `replay`
 
     def row(self) -> dict[str, Any]:
-        """Flat values for a table."""
-        return asdict(self) | {"latency_ms": " ".join(f"{value:.3f}" for value in self.latency_ms)}
+        """Flat values for a table; characters that UTF-8 does not have are spelt out."""
+        values = asdict(self) | {"latency_ms": " ".join(f"{value:.3f}" for value in self.latency_ms)}
+        return {name: _readable(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def run_episode(

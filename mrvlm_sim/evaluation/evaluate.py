@@ -53,7 +53,7 @@ class Evaluation:
                 self.store.agree("policy", name, {"identity": identities[name], "cost": policy_cost(policy)})
             for condition in plan.conditions:
                 self.store.agree("condition", condition.name, vars(condition))
-            self.store.note_session(provenance(workers))
+            self.store.note_session(provenance(plan.environment, workers))
             self.store.plan(map(job_key, planned))
             if retry_errors:
                 self.store.forget_errors()

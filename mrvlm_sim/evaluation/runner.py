@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 
 import torch
@@ -47,7 +47,9 @@ def run_jobs(jobs: Sequence[Job], workers: int, timeout: float | None = None) ->
     pool = ProcessPool(workers, context=get_context("spawn"), initializer=_prepare_worker)
     try:
         with _interrupts_blocked():  # workers inherit this: Ctrl-C is the parent's business
-            pending = {pool.schedule(run_job, args=(job,), timeout=timeout): job for job in jobs}
+            pending: dict[Future[EpisodeRecord], Job] = {
+                pool.schedule(run_job, args=(job,), timeout=timeout): job for job in jobs
+            }
         tried: set[Job] = set()
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -105,6 +107,7 @@ def _prepare_worker() -> None:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
+    resource_tracker.ensure_running()  # its start would unblock them again
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -16,7 +16,7 @@ from mrvlm_sim.agents.policy import Policy, check_compatible
 from mrvlm_sim.agents.registry import load_policy, policy_name
 from mrvlm_sim.agents.trained import sha256
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition
+from mrvlm_sim.evaluation.episode import Condition, digest
 from mrvlm_sim.evaluation.runner import Job
 from mrvlm_sim.evaluation.tables import REFERENCE
 from mrvlm_sim.gl import renderer_name
@@ -24,6 +24,7 @@ from mrvlm_sim.sim.arm import PANDA_XML
 from mrvlm_sim.tasks import environment_card, make_env
 
 PACKAGES = ("mrvlm-sim", "mujoco", "gymnasium", "numpy", "torch", "safetensors", "pandas")
+STANDARD_SIZE = 128  # pixels
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,24 @@ def run_path(base: Path, plan: Plan, policies: Mapping[str, Any]) -> Path:
     return base / f"{plan.environment}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
-def provenance(workers: int) -> dict[str, Any]:
+def standard_frame(environment: str) -> str:
+    """Hash of one frame, always of the same state: equal where rendering is equal to the bit."""
+    env = make_env(environment)
+    try:
+        env.reset(seed=0)
+        return digest(env.renderer.frame(env.scene.data, env.cameras[0], STANDARD_SIZE))
+    finally:
+        env.close()
+
+
+def provenance(environment: str, workers: int) -> dict[str, Any]:
     """What this process is and depends on."""
     return {
         "command": " ".join(["mrvlm-sim", *sys.argv[1:]]),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "workers": workers,
         "renderer": renderer_name(),
+        "standard_frame": standard_frame(environment),
         "gl_backend": os.environ.get("MUJOCO_GL", ""),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

@@ -20,7 +20,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.sim.env import ACTION_SIZE
 
-FILE, LOCK = "run.sqlite", ".lock"
+FILE, PARTIAL, LOCK = "run.sqlite", "run.partial", ".lock"
 SCHEMA = 1
 SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB", list[float]: "TEXT"}
 BLOBS = ("initial_state", "actions")
@@ -52,7 +52,12 @@ class RunStore:
         except OSError as error:
             raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --output") from error
         try:
-            self._connection = _connect(folder / FILE, create=True)
+            if not (folder / FILE).exists():
+                if strangers := {path.name for path in folder.iterdir()} - {LOCK, PARTIAL}:
+                    rule = f"{folder} exists already and holds no run, but {min(strangers)}"
+                    raise UserError(f"{rule}; choose another --output")
+                _create(folder)
+            self._connection = _connect(folder / FILE)
         except BaseException:
             self._lock.release()
             raise
@@ -195,16 +200,13 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     path = folder / FILE
     if not path.is_file():
         raise UserError(f"no run in {folder}: {path} is missing")
-    with closing(_connect(path, create=False)) as connection:
+    with closing(_connect(path)) as connection:
         yield connection
 
 
-def _connect(path: Path, create: bool) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path)
     try:
-        empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if empty and create:
-            _create(connection)
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found != SCHEMA:
             raise UserError(
@@ -214,25 +216,28 @@ def _connect(path: Path, create: bool) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         connection.close()
         raise UserError(f"{path} is not a run, or damaged ({error}); choose another --output") from error
-    except BaseException:
+    except UserError:
         connection.close()
         raise
     return connection
 
 
-def _create(connection: sqlite3.Connection) -> None:
+def _create(folder: Path) -> None:
+    """Make an empty run; the file appears complete."""
+    partial = folder / PARTIAL
+    partial.unlink(missing_ok=True)
     key = "policy TEXT, condition TEXT, suite_seed INTEGER, episode INTEGER"
     columns = ", ".join(f"{field.name} {SQL_TYPES[field.type]} NOT NULL" for field in fields(EpisodeRecord))  # type: ignore[index]
-    connection.executescript(f"""
-        PRAGMA journal_mode = WAL;
-        BEGIN;
-        CREATE TABLE parts (kind TEXT, name TEXT, description TEXT NOT NULL, PRIMARY KEY (kind, name));
-        CREATE TABLE sessions (provenance TEXT NOT NULL);
-        CREATE TABLE planned ({key}, PRIMARY KEY ({", ".join(Key._fields)}));
-        CREATE TABLE episodes ({columns}, PRIMARY KEY ({", ".join(Key._fields)}));
-        PRAGMA user_version = {SCHEMA};
-        COMMIT;
-    """)
+    with closing(sqlite3.connect(partial)) as connection:
+        connection.executescript(f"""
+            CREATE TABLE parts (kind TEXT, name TEXT, description TEXT NOT NULL, PRIMARY KEY (kind, name));
+            CREATE TABLE sessions (provenance TEXT NOT NULL);
+            CREATE TABLE planned ({key}, PRIMARY KEY ({", ".join(Key._fields)}));
+            CREATE TABLE episodes ({columns}, PRIMARY KEY ({", ".join(Key._fields)}));
+            PRAGMA user_version = {SCHEMA};
+            PRAGMA journal_mode = WAL;
+        """)
+    partial.rename(folder / FILE)
 
 
 def _differences(was: Any, now: Any, path: str = "") -> Iterator[str]:

@@ -17,21 +17,27 @@ LEVEL_COLOURS = np.array([[255, 255, 255], [255, 160, 0], [230, 0, 126], [0, 200
 
 
 class EpisodeVideo:
-    """Collects one picture per step and writes an MP4 when closed."""
+    """Collects one picture per step, `height` pixels high, and writes an MP4 when closed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, height: int = 360) -> None:
+        self.path, self.height = path, height
         self.pictures: list[np.ndarray] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.pictures:
-            write_video(self.path, self.pictures)
+        self.write()
 
     def add(self, wrapped: MultiResolutionTokens) -> None:
-        self.pictures.append(side_by_side([wrapped.base.render(), *view_pictures(wrapped, height=360)]))
+        base = wrapped.base
+        scene = base.renderer.picture(base.scene.data, "scene", width=self.height * 4 // 3, height=self.height)
+        self.pictures.append(side_by_side([scene, *view_pictures(wrapped, self.height)]))
+
+    def write(self) -> None:
+        """Write what was collected, if anything was."""
+        if self.pictures:
+            write_video(self.path, self.pictures)
 
 
 def write_video(path: Path, pictures: list[np.ndarray]) -> None:

@@ -1,0 +1,121 @@
+"""A recorded episode can be run again; arms of several runs can be set side by side."""
+
+import sqlite3
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.compare import compare_runs, flipped
+from mrvlm_sim.evaluation.episode import Condition
+from mrvlm_sim.evaluation.evaluate import Evaluation
+from mrvlm_sim.evaluation.replay import find_episode, replay
+from mrvlm_sim.evaluation.runs import Plan
+from mrvlm_sim.evaluation.store import FILE, Key, read_episodes
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs on the same episodes: expert and random, expert and no-op."""
+    base = tmp_path_factory.mktemp("runs")
+    for name, policies in (("a", ("expert", "random")), ("b", ("expert", "noop"))):
+        evaluation = Evaluation(Plan("pick_place", policies, (Condition(),), 0, 2), base / name, workers=0)
+        evaluation.run(lambda _: None)
+        evaluation.finish()
+    return base / "a", base / "b"
+
+
+def tampered(run: Path, change: str) -> Path:
+    with sqlite3.connect(run / FILE) as connection:
+        connection.execute(change)
+    return run
+
+
+@pytest.fixture
+def own(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A run of a policy that sees."""
+    evaluation = Evaluation(Plan("pick_place", (str(tiny_folder),), (Condition(),), 0, 1), tmp_path / "run", workers=0)
+    evaluation.run(lambda _: None)
+    evaluation.finish()
+    return tmp_path / "run"
+
+
+class TestReplay:
+    @pytest.mark.parametrize("policy", ["expert", "random"])
+    def test_it_ends_as_it_did(self, runs: tuple[Path, Path], policy: str) -> None:
+        for episode in (0, 1):
+            replayed = replay(runs[0], Key(policy, "clean", 0, episode))
+            assert replayed.differences == ()
+            assert (replayed.success, replayed.steps > 5) == (policy == "expert", True)
+
+    def test_the_film_shows_every_step_and_what_the_policy_saw(self, own: Path, tmp_path: Path) -> None:
+        replayed = replay(own, find_episode(own, 0, None, "clean"), tmp_path / "film.mp4", height=120)
+        pictures = iio.imread(tmp_path / "film.mp4", plugin="pyav")
+        assert len(pictures) == replayed.steps + 1
+        assert pictures.shape[1] == 120
+        assert pictures.shape[2] >= 160 + 3 * 120
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ("UPDATE episodes SET initial_state = zeroblob(length(initial_state))", "the initial state"),
+            ("UPDATE episodes SET actions = zeroblob(length(actions))", "the final state"),
+            ("UPDATE episodes SET success = 1 - success", "success: was True, is False"),
+            ("UPDATE parts SET description = '{}' WHERE kind = 'environment'", "the card or the files of pick_place"),
+        ],
+    )
+    def test_what_differs_is_told(self, own: Path, change: str, told: str) -> None:
+        replayed = replay(tampered(own, change), find_episode(own, 0, None, "clean"))
+        assert any(difference.startswith(told) for difference in replayed.differences), replayed.differences
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((0, None, "clean"), r"has several policies; name one with --policy: expert, random"),
+            ((0, "exprt", "clean"), r"unknown policy in .* Did you mean 'expert'"),
+            ((0, "expert", "pgd"), r"unknown condition in .* Known: clean"),
+            ((7, "expert", "clean"), r"no finished episode 7 of expert under clean"),
+        ],
+    )
+    def test_what_is_not_there(self, runs: tuple[Path, Path], arguments: tuple, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            find_episode(runs[0], *arguments)
+
+
+class TestCompare:
+    def test_arms_of_all_runs_meet_the_reference(self, runs: tuple[Path, Path]) -> None:
+        table, notes, reference = compare_runs(runs)
+        assert reference == "a/expert"
+        assert table["policy"].tolist() == ["a/expert", "random", "b/expert", "noop"]
+        assert table.set_index("policy")["difference"].tolist()[1:] == [-1.0, 0.0, -1.0]
+        assert notes == []
+        assert compare_runs(runs, "noop")[2] == "noop"
+
+    def test_which_episodes_flipped(self, runs: tuple[Path, Path]) -> None:
+        lines = flipped(runs, "random").set_index("policy")
+        assert lines.loc["a/expert"].tolist() == ["clean: 0, 1", "-"]
+        assert lines.loc["noop"].tolist() == ["-", "-"]
+        assert flipped(runs, "b/expert").set_index("policy").loc["random"].tolist() == ["-", "clean: 0, 1"]
+
+    def test_runs_that_were_rendered_differently(self, runs: tuple[Path, Path], own: Path) -> None:
+        tampered(own, "UPDATE sessions SET provenance = json_set(provenance, '$.standard_frame', 'another')")
+        (note,) = compare_runs([runs[0], own])[1]
+        assert note.startswith("the runs were rendered differently (standard frame: ")
+        assert note.count("another") == 1
+
+    def test_another_condition_of_the_same_name(self, runs: tuple[Path, Path], own: Path) -> None:
+        tampered(own, "UPDATE parts SET description = '{}' WHERE kind = 'condition'")
+        assert compare_runs([runs[0], own])[1] == ["the condition clean is not the same in all runs"]
+
+    def test_what_makes_no_sense_is_refused(self, runs: tuple[Path, Path], own: Path) -> None:
+        with pytest.raises(UserError, match="unknown policy in these runs 'nobody'"):
+            compare_runs(runs, "nobody")
+        tampered(own, "UPDATE parts SET name = 'reach' WHERE kind = 'environment'")
+        with pytest.raises(UserError, match="several environments cannot be compared: pick_place, reach"):
+            compare_runs([runs[0], own])
+
+    def test_nothing_is_written(self, runs: tuple[Path, Path]) -> None:
+        before = read_episodes(runs[0])
+        compare_runs(runs)
+        assert read_episodes(runs[0]).equals(before)
