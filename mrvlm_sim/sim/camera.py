@@ -16,8 +16,8 @@ class Renderer:
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self.model = model
-        self._width, self._height = 0, 0
         self._context: GLContext | None = None
+        self._buffers: dict[tuple[int, int], mujoco.MjrContext] = {}  # reading resolves the whole of one, so: no larger
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
@@ -56,10 +56,11 @@ class Renderer:
         """Free the GL context; the renderer can be used again and makes a new one."""
         if self._context is not None:
             self._context.make_current()
-            self._gl.free()
+            for buffer in self._buffers.values():
+                buffer.free()
+            self._buffers.clear()
             self._context.free()
             self._context = None
-            self._width = self._height = 0
 
     def __del__(self) -> None:
         # Left to chance, OpenGL objects would be freed in whatever context is current then: another renderer's.
@@ -73,17 +74,14 @@ class Renderer:
         )
 
     def _prepare(self, width: int, height: int) -> None:
-        """Make this renderer's context current, with a buffer of at least width x height."""
-        if self._context is not None and width <= self._width and height <= self._height:
-            self._context.make_current()
-            return
-        width, height = max(width, self._width), max(height, self._height)
-        self.close()
-        self._width, self._height = width, height
-        self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
-        self._context = GLContext(width, height)
+        """Make this renderer's context current, with a buffer of exactly width x height."""
+        if self._context is None:
+            self._context = GLContext(width, height)
         self._context.make_current()
-        self._gl = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        if (width, height) not in self._buffers:
+            self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
+            self._buffers[width, height] = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._gl = self._buffers[width, height]
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)
 
     def _read(self, rect: mujoco.MjrRect) -> np.ndarray:
