@@ -57,7 +57,9 @@ def evaluate(
     env: Env,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="An arm, expert, random, noop, module:Class, file.py:Class or a folder; repeatable."),
+        typer.Option(
+            help="An arm, expert, random, noop, module:Class, file.py:Class, folder, ws://HOST:PORT; repeatable."
+        ),
     ] = None,
     episodes: Annotated[int, typer.Option(help="Episodes per policy, the same for all.")] = 50,
     seed: Annotated[int, typer.Option(help="Suite seed: names the episodes.")] = 0,
@@ -167,6 +169,25 @@ def replay(
 
 
 @app.command()
+def serve(
+    policy: Annotated[str, typer.Argument(help="What `eval --policy` takes.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(envvar="MRVLM_SIM_TOKEN", help="Clients must know it.")] = None,
+) -> None:
+    """Serve a policy to `eval --policy ws://HOST:PORT` in other processes or on other machines."""
+    from mrvlm_sim.agents.serve import policy_server
+
+    try:
+        server = policy_server(policy, host, port, token)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from error
+    with server:
+        console.print(f"serving {policy} at ws://{host}:{server.socket.getsockname()[1]}; Ctrl-C ends it")
+        server.serve_forever()
+
+
+@app.command()
 def demos(
     env: Env,
     episodes: Annotated[int, typer.Option(help="Episodes to record.")] = 800,
@@ -272,7 +293,8 @@ def list_all() -> None:
     from mrvlm_sim.evaluation.catalogue import catalogue
 
     for title, frame in catalogue().items():
-        print_table(frame, title)
+        if len(frame):
+            print_table(frame, title)
 
 
 @app.command()

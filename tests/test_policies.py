@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import BRIEF_STEPS
 from tiny import save_tiny
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.policy import check_compatible
-from mrvlm_sim.agents.registry import arm_cards, load_policy, policy_name
+from mrvlm_sim.agents.registry import arm_cards, load_policy, policy_identity, policy_name, shipped_arms
 from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, sha256
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.catalogue import catalogue
+from mrvlm_sim.evaluation.episode import Condition, run_episode
 from mrvlm_sim.sim.env import ManipulationEnv
 
 
@@ -76,6 +79,13 @@ class TestLoadingByName:
         assert policy.card.weights is not None
         check_compatible(policy, env)
 
+    @pytest.mark.parametrize("arm", shipped_arms("pick_place"))
+    def test_every_shipped_arm_runs(self, arm: str, brief_env: ManipulationEnv) -> None:
+        policy = load_policy(arm)
+        check_compatible(policy, brief_env)
+        record = run_episode(brief_env, "pick_place", policy, arm, Condition(), 0, 0)
+        assert (record.error, record.steps) == ("", BRIEF_STEPS)
+
     @pytest.mark.parametrize("name", ["Still", "make"])
     def test_a_class_or_function_of_a_module_in_the_current_folder(self, here: Path, name: str) -> None:
         (here / "policies_in_cwd.py").write_text(POLICY_SOURCE)
@@ -102,6 +112,31 @@ class TestLoadingByName:
     )
     def test_what_it_is_called_in_tables(self, reference: str, name: str) -> None:
         assert policy_name(reference) == name
+
+
+class TestPlugins:
+    @pytest.fixture
+    def installed(self, here: Path) -> Path:
+        """A distribution that offers one policy that works and one that does not."""
+        (here / "theirs.py").write_text(POLICY_SOURCE)
+        told = here / "theirs-1.0.dist-info"
+        told.mkdir()
+        (told / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+        (told / "entry_points.txt").write_text("[mrvlm_sim.policies]\nstill = theirs:Still\nlost = nowhere:Lost\n")
+        sys.path.insert(0, str(here))
+        sys.modules.pop("theirs", None)
+        return here
+
+    def test_a_policy_of_another_package(self, installed: Path) -> None:
+        assert type(load_policy("still")).__name__ == "Still"
+        assert policy_identity("still") == {"entry point": "theirs:Still"}
+        assert "Did you mean 'still'" in refusal("stil")
+
+    def test_one_that_cannot_be_imported_does_not_hide_the_others(self, installed: Path) -> None:
+        assert "module 'nowhere' cannot be imported" in refusal("lost")
+        shown = catalogue()["plugins"].set_index("name")[""]
+        assert shown["still"] == "theirs:Still"
+        assert shown["lost"].startswith("nowhere:Lost cannot be imported: ModuleNotFoundError")
 
 
 class TestRefusedNames:

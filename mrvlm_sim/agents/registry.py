@@ -1,18 +1,22 @@
 """From what stands after `--policy` to a policy."""
 
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.agents.remote import RemotePolicy
 from mrvlm_sim.agents.trained import CARD, load_trained, sha256
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.loading import load_object, source_file
 from mrvlm_sim.paths import cards_in
 
+PLUGINS = "mrvlm_sim.policies"  # group of entry points
+ADDRESSES = ("ws://", "wss://")
 BASELINES: dict[str, Callable[[], Policy]] = {"expert": ScriptedExpert, "random": RandomPolicy, "noop": NoOpPolicy}
 
 
@@ -39,8 +43,13 @@ def shipped_arms(environment: str) -> list[str]:
     return [name for name, card in named.items() if card.weights is not None and card.environment == environment]
 
 
+def plugins() -> dict[str, EntryPoint]:
+    """Policies that other installed packages offer, by the names of their entry points."""
+    return {point.name: point for point in entry_points(group=PLUGINS)}
+
+
 def load_policy(reference: str) -> Policy:
-    """A policy by the name of an arm or baseline, by `module:Class` or `file.py:Class`, or by its folder.
+    """A policy by the name of an arm, baseline or plugin, `module:Class`, `file.py:Class`, folder or `ws://` address.
 
     Raises:
         UserError: nothing of that name, or it cannot be loaded.
@@ -49,11 +58,15 @@ def load_policy(reference: str) -> Policy:
         return BASELINES[reference]()
     if reference in arm_cards():
         return load_trained(arm_cards()[reference].parent)
+    if reference in plugins():
+        return _build(plugins()[reference].value)
+    if reference.startswith(ADDRESSES):
+        return RemotePolicy(reference)
     if ":" in reference:
         return _build(reference)
     if Path(reference).is_dir():
         return load_trained(Path(reference))
-    raise unknown_name("policy", reference, [*arm_cards(), *BASELINES])
+    raise unknown_name("policy", reference, [*arm_cards(), *BASELINES, *plugins()])
 
 
 def _build(reference: str) -> Policy:
@@ -70,6 +83,8 @@ def _build(reference: str) -> Policy:
 
 def policy_name(reference: str) -> str:
     """How a policy is called in tables: the arm's, folder's or class's name (of `train`'s `policy`, its parent's)."""
+    if reference.startswith(ADDRESSES):
+        return reference.partition("://")[2]
     if ":" in reference:
         return reference.rpartition(":")[2]
     folder = Path(reference).resolve()
@@ -84,6 +99,10 @@ def policy_identity(reference: str) -> dict[str, Any]:
     """
     if reference in BASELINES:
         return {"baseline": reference}
+    if reference in plugins():
+        return {"entry point": plugins()[reference].value}
+    if reference.startswith(ADDRESSES):
+        return {"address": reference}
     if ":" in reference:
         return {"source": sha256(source_file(reference))}
     path = arm_cards().get(reference, Path(reference) / CARD)

@@ -1,8 +1,10 @@
 """What there is: environments, arms, baselines and attacks, as tables of text."""
 
+from importlib.metadata import EntryPoint
+
 import pandas as pd
 
-from mrvlm_sim.agents.registry import BASELINES, arm_card, arm_cards
+from mrvlm_sim.agents.registry import BASELINES, arm_card, arm_cards, plugins
 from mrvlm_sim.metrics.attacks import ATTACKS
 from mrvlm_sim.sim.card import environment_cards
 from mrvlm_sim.tasks import environment_card
@@ -26,8 +28,18 @@ def catalogue() -> dict[str, pd.DataFrame]:
             ]
         ),
         "baselines": pd.DataFrame([{"name": n, "": _first_line(make)} for n, make in BASELINES.items()]),
+        "plugins": pd.DataFrame([{"name": n, "": _state(point)} for n, point in plugins().items()]),
         "attacks": pd.DataFrame([{"name": n, "": _first_line(attack)} for n, attack in ATTACKS.items()]),
     }
+
+
+def _state(plugin: EntryPoint) -> str:
+    """What a plugin loads, or why it cannot: one that is broken must not hide the others."""
+    try:
+        plugin.load()
+    except Exception as error:
+        return f"{plugin.value} cannot be imported: {type(error).__name__}: {error}"
+    return plugin.value
 
 
 def _first_line(documented: object) -> str:

@@ -1,0 +1,154 @@
+"""A policy server: every connection is one episode at a time, and their forwards are batched."""
+
+import hmac
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from http import HTTPStatus
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.sync.server import Server, ServerConnection
+from websockets.sync.server import serve as listen
+
+from mrvlm_sim.agents.policy import EpisodeStart, Observations, Policy, requirements_of
+from mrvlm_sim.agents.registry import load_policy
+from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.agents.wire import LARGEST_MESSAGE, PROTOCOL, pack, unpack
+
+GATHERING = 0.003  # seconds that the first of a batch waits for others
+LARGEST_BATCH = 32
+
+
+class Batcher:
+    """Answers the decisions of many episodes with one forward of the network."""
+
+    def __init__(self, policy: TrainedPolicy) -> None:
+        self.policy = policy
+        self._waiting: SimpleQueue[tuple[Observations, torch.Tensor, Future[np.ndarray]]] = SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def decide(self, observations: Observations, words: torch.Tensor) -> np.ndarray:
+        answer: Future[np.ndarray] = Future()
+        self._waiting.put((observations, words, answer))
+        return answer.result()
+
+    def _work(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            deadline = time.monotonic() + GATHERING
+            while len(batch) < LARGEST_BATCH and (left := deadline - time.monotonic()) > 0:
+                try:
+                    batch.append(self._waiting.get(timeout=left))
+                except Empty:
+                    break
+            self._answer(batch)
+
+    def _answer(self, batch: Sequence[tuple[Observations, torch.Tensor, "Future[np.ndarray]"]]) -> None:
+        observations, words, answers = zip(*batch, strict=True)
+        try:
+            keys = [key for key, value in observations[0].items() if isinstance(value, np.ndarray)]
+            together = {key: np.concatenate([one[key] for one in observations]) for key in keys}
+            for answer, chunk in zip(answers, self.policy.decide(together, torch.cat(words)), strict=True):
+                answer.set_result(chunk[None])
+        except Exception as error:  # whatever it was, every client that waits must hear of it
+            for answer in answers:
+                answer.set_exception(error)
+
+
+class BatchedPolicy(TrainedPolicy):
+    """A trained policy whose decisions go through a `Batcher` that others use, too."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        shared = batcher.policy
+        super().__init__(shared.card, shared.network, shared.device)
+        self.batcher = batcher
+
+    def decide(self, observations: Observations, words: torch.Tensor) -> np.ndarray:
+        return self.batcher.decide(observations, words)
+
+
+def policy_server(reference: str, host: str, port: int, token: str | None = None) -> Server:
+    """A server that is bound and not yet serving: call `serve_forever`, and `shutdown` from elsewhere.
+
+    Raises:
+        UserError: the policy cannot be loaded.
+        OSError: the address is taken, or not this machine's.
+    """
+    first = load_policy(reference)
+    make: Callable[[], Policy]
+    if isinstance(first, TrainedPolicy):
+        batcher = Batcher(first)
+        make = lambda: BatchedPolicy(batcher)  # noqa: E731
+    else:
+        make = lambda: load_policy(reference)  # noqa: E731
+    greeting = pack(_metadata(reference, first))
+
+    def check_token(connection: ServerConnection, request: Request) -> Response | None:
+        given = request.headers.get("Authorization", "")
+        if token is None or hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            return None
+        return Response(HTTPStatus.UNAUTHORIZED, "Unauthorized", Headers(), b"wrong or missing token\n")
+
+    def handle(connection: ServerConnection) -> None:
+        session = Session(make())
+        try:
+            connection.send(greeting)
+            for message in connection:
+                connection.send(pack(session.answer(message)))
+        except ConnectionClosed:
+            pass
+
+    return listen(
+        handle, host, port, process_request=check_token, max_size=LARGEST_MESSAGE, compression=None
+    )  # fmt: skip
+
+
+def _metadata(reference: str, policy: Policy) -> dict[str, Any]:
+    needs = requirements_of(policy)
+    return {
+        "protocol": PROTOCOL,
+        "policy": reference,
+        "cameras": {name: pyramid.model_dump_json() for name, pyramid in needs.cameras.items()},
+        "action_size": needs.action_size,
+        "frame_interval": needs.frame_interval,
+    }
+
+
+class Session:
+    """One connection's policy and the instruction of its episode."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.instruction = policy, ""
+
+    def answer(self, message: bytes | str) -> dict[str, Any]:
+        """The answer to one message; whatever is wrong with it becomes an error, and the connection lives on."""
+        started = time.perf_counter()
+        try:
+            question = unpack(message)
+            match question.get("type"):
+                case "reset":
+                    answer = self._reset(str(question["instruction"]), int(question["seed"]))
+                case "act":
+                    answer = self._act(question["observation"])
+                case other:
+                    raise ValueError(f"type must be 'reset' or 'act', not {other!r}")
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+        return answer | {"server_ms": 1000 * (time.perf_counter() - started)}
+
+    def _reset(self, instruction: str, seed: int) -> dict[str, Any]:
+        self.instruction = instruction
+        start = EpisodeStart(instruction, np.random.default_rng(seed), env=None)  # type: ignore[arg-type]
+        self.policy.reset([start])
+        return {"ready": True}
+
+    def _act(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        batch: dict[str, Any] = {key: np.asarray(value)[None] for key, value in observation.items()}
+        return {"action": np.asarray(self.policy.act(batch | {"instruction": [self.instruction]}))[0]}
