@@ -75,6 +75,10 @@ def evaluate(
     shard: Annotated[str, typer.Option(help="Run part i of n only, as i/n from 0/n on; see merge.")] = "0/1",
     timeout: Annotated[float | None, typer.Option(help="Seconds after which an episode ends as an error.")] = None,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Run episodes with errors again.")] = False,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Stop an arm when it is told apart from the reference.")
+    ] = False,
+    max_episodes: Annotated[int, typer.Option(help="Episodes per policy at which --until-decided gives up.")] = 500,
 ) -> None:
     """Run policies on the same episodes and end with one table; the same command again goes on where it stopped."""
     from mrvlm_sim.agents.registry import BASELINES, shipped_arms
@@ -89,9 +93,10 @@ def evaluate(
         attacks = [Condition(name, "sensor", name, size, steps) for name in dict.fromkeys(attack)]
         conditions = [Condition(source="sensor"), *attacks]
     policies = policy or [*shipped_arms(env), *([] if attack else BASELINES)]
-    plan = Plan(env, tuple(policies), tuple(conditions), seed, episodes, video, reference)
+    limit = max_episodes if until_decided else episodes
+    plan = Plan(env, tuple(policies), tuple(conditions), seed, limit, video, reference)
     count = default_workers() if workers is None else workers
-    run = Evaluation(plan, output, count, parse_shard(shard), timeout, retry_errors)
+    run = Evaluation(plan, output, count, parse_shard(shard), timeout, retry_errors, until_decided)
     if run.resumed:
         console.print(f"{run.resumed} episodes are there already", style="yellow")
     try:

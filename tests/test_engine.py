@@ -185,3 +185,47 @@ def test_a_record_says_the_same_from_any_process(plan: Plan, tmp_path: Path) -> 
         return [asdict(row) | {"latency_ms": []} for row in rows]
 
     assert records(0) == records(2)
+
+
+class TestUntilDecided:
+    def test_it_stops_when_arms_are_told_apart(self, tmp_path: Path) -> None:
+        (tmp_path / "trouble.py").write_text(TROUBLE)
+        policies = ("expert", f"{tmp_path / 'trouble.py'}:Still", "noop")
+        plan = Plan("pick_place", policies, (CLEAN,), 0, 40, reference="noop")
+        carry_out(plan, tmp_path / "run", until_decided=True)
+        rows = read_episodes(tmp_path / "run")
+        assert rows.groupby("policy").size().to_dict() == {"expert": 10, "Still": 40, "noop": 40}
+        assert len(planned_keys(tmp_path / "run")) == len(rows)
+        told = (tmp_path / "run" / "table.md").read_text()
+        assert "expert is told apart from noop after 10 episodes (e-value 93.1, needed 40)" in told
+        assert "not told apart from noop so far: Still" in told
+
+    def test_an_interruption_changes_nothing(self, tmp_path: Path) -> None:
+        plan = Plan("pick_place", ("expert", "noop"), (CLEAN,), 0, 40, reference="noop")
+        evaluation = Evaluation(plan, tmp_path / "run", workers=0, until_decided=True)
+
+        def interrupt(_: EpisodeRecord) -> None:
+            if len(evaluation.records) == 7:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.run(interrupt)
+        evaluation.finish()
+        assert "13 of 20 episodes are missing" in (tmp_path / "run" / "table.md").read_text()
+        resumed = carry_out(plan, tmp_path / "run", until_decided=True)
+        assert resumed == carry_out(plan, tmp_path / "whole", until_decided=True)
+
+    @pytest.mark.parametrize(
+        ("policies", "options", "message"),
+        [
+            (("expert", "noop"), {"shard": (0, 2)}, "looks at all episodes together; run it without --shard"),
+            (("expert", "random"), {}, "compares with noop, so it and at least one other .* not expert, random"),
+            (("noop",), {}, "at least one other policy must take part, not noop"),
+        ],
+    )
+    def test_what_makes_no_sense(
+        self, policies: tuple[str, ...], options: dict[str, object], message: str, tmp_path: Path
+    ) -> None:
+        plan = Plan("pick_place", policies, (CLEAN,), 0, 20, reference="noop")
+        with pytest.raises(UserError, match=message):
+            carry_out(plan, tmp_path / "run", until_decided=True, **options)

@@ -1,7 +1,7 @@
 """The main job: carry out what is left of a plan, keep every row, end with one table."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,8 +9,9 @@ import pandas as pd
 from mrvlm_sim.agents.registry import policy_identity, policy_name
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
+from mrvlm_sim.evaluation.race import ROUND, Race
 from mrvlm_sim.evaluation.report import write_report
-from mrvlm_sim.evaluation.runner import Job, run_jobs
+from mrvlm_sim.evaluation.runner import Job, Workers
 from mrvlm_sim.evaluation.runs import Plan, environment_identity, provenance, run_path
 from mrvlm_sim.evaluation.store import Key, RunStore
 from mrvlm_sim.evaluation.tables import policy_cost
@@ -32,13 +33,15 @@ class Evaluation:
         shard: tuple[int, int] = (0, 1),
         timeout: float | None = None,
         retry_errors: bool = False,
+        until_decided: bool = False,
     ) -> None:
         if workers < 0:
             raise UserError(f"--workers must be at least 0, not {workers}")
         if timeout is not None and timeout <= 0:
             raise UserError(f"--timeout must be more than 0 seconds, not {timeout:g}")
         self.plan, self.workers, self.timeout = plan, workers, timeout
-        policies, self.problems = plan.load()
+        self.policies, self.problems = plan.load()
+        policies = self.policies
         if not policies:
             raise UserError("no policy fits the environment:\n" + "\n".join(self.problems.values()))
         named = {policy_name(reference): reference for reference in plan.policies}
@@ -46,6 +49,9 @@ class Evaluation:
         self.folder = folder or run_path(runs_folder(), plan, identities)
         part, parts = shard
         planned = plan.jobs(self.folder, policies)[part::parts]
+        self.until_decided = until_decided
+        if until_decided:
+            _check_decidable(plan, list(policies), parts)
         self.store = RunStore(self.folder)
         try:
             self.store.agree("environment", plan.environment, environment_identity(plan.environment))
@@ -54,7 +60,7 @@ class Evaluation:
             for condition in plan.conditions:
                 self.store.agree("condition", condition.name, vars(condition))
             self.store.note_session(provenance(plan.environment, workers))
-            self.store.plan(map(job_key, planned))
+            self.store.plan(job_key(job) for job in planned if not until_decided)
             if retry_errors:
                 self.store.forget_errors()
             finished = self.store.finished()
@@ -67,10 +73,30 @@ class Evaluation:
 
     def run(self, progress: Callable[[EpisodeRecord], None]) -> None:
         """Run every episode that is left; on KeyboardInterrupt what is done stays."""
-        for record in run_jobs(self.jobs, self.workers, self.timeout):
-            self.store.add(record)
-            self.records.append(record)
-            progress(record)
+        with Workers(self.workers, self.timeout) as workers:
+            for jobs in self._rounds() if self.until_decided else [self.jobs]:
+                for record in workers.run(jobs):
+                    self.store.add(record)
+                    self.records.append(record)
+                    progress(record)
+
+    def _rounds(self) -> Iterator[list[Job]]:
+        """Some episodes at a time, of the arms that are not told apart from the reference by those before."""
+        race = Race(self.folder, self.plan, self.policies)
+        for first in range(0, self.plan.episodes, ROUND):
+            running = race.undecided(first)
+            if not running:
+                return
+            chosen = {*running, self.plan.reference}
+            episodes = range(first, min(first + ROUND, self.plan.episodes))
+            self.store.plan(
+                Key(name, condition.name, self.plan.suite_seed, episode)
+                for name in self.policies
+                if name in chosen
+                for condition in self.plan.conditions
+                for episode in episodes
+            )
+            yield [job for job in self.jobs if job.name in chosen and job.episode in episodes]
 
     def finish(self) -> pd.DataFrame:
         """Close the store, write the report, and return the table with raw numbers."""
@@ -79,7 +105,18 @@ class Evaluation:
 
     def notes(self) -> list[str]:
         """What this process left out of the plan, and why."""
-        return [f"left out {name}: {problem}" for name, problem in self.problems.items()]
+        notes = [f"left out {name}: {problem}" for name, problem in self.problems.items()]
+        return notes + (Race(self.folder, self.plan, self.policies).notes() if self.until_decided else [])
+
+
+def _check_decidable(plan: Plan, policies: list[str], shards: int) -> None:
+    if shards > 1:
+        raise UserError("--until-decided looks at all episodes together; run it without --shard")
+    if plan.reference not in policies or len(policies) < 2:
+        raise UserError(
+            f"--until-decided compares with {plan.reference}, so it and at least one other policy must take part, "
+            f"not {', '.join(policies)}; name them with --policy, or choose another --reference"
+        )
 
 
 def job_key(job: Job) -> Key:

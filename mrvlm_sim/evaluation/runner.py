@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context, resource_tracker
 from pathlib import Path
+from typing import Self
 
 import torch
 from pebble import ProcessExpired, ProcessPool
@@ -35,33 +36,53 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, timeout: float | None = None) -> Iterator[EpisodeRecord]:
-    """Records as they are finished, in any order; with 0 workers in this process, which then nothing protects.
+    """Records of all jobs as they are finished, in any order; see `Workers`."""
+    with Workers(workers, timeout) as pool:
+        yield from pool.run(jobs)
+
+
+class Workers:
+    """Processes that keep their environments and policies from job to job; with 0, this process does it all itself.
 
     An episode that takes longer than `timeout` seconds ends as an error. One whose worker dies is tried once more in
-    another, and then ends as an error.
+    another, and then ends as an error. Without processes of their own, nothing protects from either.
     """
-    if workers == 0:
-        _prepare_worker()
-        yield from map(run_job, jobs)
-        return
-    pool = ProcessPool(workers, context=get_context("spawn"), initializer=_prepare_worker)
-    try:
+
+    def __init__(self, count: int, timeout: float | None = None) -> None:
+        self.timeout = timeout
+        self._pool: ProcessPool | None = None
+        if count:
+            self._pool = ProcessPool(count, context=get_context("spawn"), initializer=_prepare_worker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[EpisodeRecord]:
+        """Records as they are finished, in any order."""
+        if self._pool is None:
+            _prepare_worker()
+            yield from map(run_job, jobs)
+            return
         with _interrupts_blocked():  # workers inherit this: Ctrl-C is the parent's business
-            pending: dict[Future[EpisodeRecord], Job] = {
-                pool.schedule(run_job, args=(job,), timeout=timeout): job for job in jobs
-            }
+            pending = {self._submit(job): job for job in jobs}
         tried: set[Job] = set()
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 job = pending.pop(future)
                 if isinstance(future.exception(), ProcessExpired) and job not in tried:
                     tried.add(job)
-                    pending[pool.schedule(run_job, args=(job,), timeout=timeout)] = job
+                    pending[self._submit(job)] = job
                 else:
-                    yield _record(job, future, timeout)
-    finally:
-        pool.stop()
-        pool.join()
+                    yield _record(job, future, self.timeout)
+
+    def _submit(self, job: Job) -> "Future[EpisodeRecord]":
+        assert self._pool is not None
+        return self._pool.schedule(run_job, args=(job,), timeout=self.timeout)
 
 
 def _record(job: Job, future: Future, timeout: float | None) -> EpisodeRecord:

@@ -97,7 +97,7 @@ def _success(rows: pd.DataFrame, condition: str) -> dict[str, object]:
 
 def _drop(own: pd.DataFrame, clean: str, condition: str) -> dict[str, object]:
     """Clean minus attacked on the same episodes."""
-    a, b = _paired(own[own["condition"] == clean], own[own["condition"] == condition])
+    a, b = paired(own[own["condition"] == clean], own[own["condition"] == condition])
     if len(a) == 0:
         return {}
     compared = compare_paired(a, b)
@@ -107,7 +107,7 @@ def _drop(own: pd.DataFrame, clean: str, condition: str) -> dict[str, object]:
 
 def _against(rows: pd.DataFrame, policy: str, reference: str, condition: str) -> dict[str, object]:
     rows = rows[rows["condition"] == condition]
-    a, b = _paired(rows[rows["policy"] == policy], rows[rows["policy"] == reference])
+    a, b = paired(rows[rows["policy"] == policy], rows[rows["policy"] == reference])
     names = ("difference", "difference_low", "difference_high", "p", "p_holm")
     if policy == reference or len(a) == 0:
         return dict.fromkeys(names, np.nan)
@@ -116,7 +116,8 @@ def _against(rows: pd.DataFrame, policy: str, reference: str, condition: str) ->
     return dict(zip(names, values, strict=True))
 
 
-def _paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Successes of two sets of rows on the episodes that both have."""
     name = ["suite_seed", "episode"]
     joined = a[[*name, "success"]].merge(b[[*name, "success"]], on=name, suffixes=("_a", "_b"))
     return joined["success_a"].to_numpy(bool), joined["success_b"].to_numpy(bool)
