@@ -61,6 +61,7 @@ def evaluate(
             help="An arm, expert, random, noop, module:Class, file.py:Class, folder, ws://HOST:PORT; repeatable."
         ),
     ] = None,
+    baselines: Annotated[bool, typer.Option(help="Run expert, random and noop, too: ceiling and floors.")] = True,
     episodes: Annotated[int, typer.Option(help="Episodes per policy, the same for all.")] = 50,
     seed: Annotated[int, typer.Option(help="Suite seed: names the episodes.")] = 0,
     attack: Annotated[list[str] | None, typer.Option(help="pgd or noise, against clean twins; repeatable.")] = None,
@@ -92,7 +93,9 @@ def evaluate(
     if attack:
         attacks = [Condition(name, "sensor", name, size, steps) for name in dict.fromkeys(attack)]
         conditions = [Condition(source="sensor"), *attacks]
-    policies = policy or [*shipped_arms(env), *([] if attack else BASELINES)]
+    policies = policy or shipped_arms(env)
+    if baselines:
+        policies = [*policies, *(name for name in BASELINES if name not in policies)]
     limit = max_episodes if until_decided else episodes
     plan = Plan(env, tuple(policies), tuple(conditions), seed, limit, video, reference)
     count = default_workers() if workers is None else workers

@@ -21,7 +21,7 @@ from mrvlm_sim.metrics.attacks import ATTACKS
 from mrvlm_sim.training.demos import Demonstrations
 
 COMMANDS = ("eval", "demos", "train", "cost", "view", "list", "doctor", "bench", "merge", "compare", "replay")
-EVAL = ("eval", "--env", "pick_place", "--workers", "0")
+EVAL = ("eval", "--env", "pick_place", "--workers", "0", "--no-baselines")
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,12 @@ class TestEval:
         (session,) = told["sessions"]
         assert session["renderer"]
         assert session["command"].startswith("mrvlm-sim eval --env pick_place")
+
+    def test_ceiling_and_floors_come_along(self, cli: Cli) -> None:
+        ended = cli("eval", "--env", "pick_place", "--workers", "0", "--policy", "noop", "--episodes", "1")
+        assert ended.code == 0
+        (run,) = (Path("results") / "runs").iterdir()
+        assert read_episodes(run)["policy"].tolist() == ["noop", "expert", "random"]
 
     def test_the_same_command_again_goes_on(self, cli: Cli) -> None:
         command = (*EVAL, "--policy", "noop", "--episodes", "2")

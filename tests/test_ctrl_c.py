@@ -11,7 +11,10 @@ from processes import interrupt, start, wait_for
 from mrvlm_sim.evaluation.store import read_episodes
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks for left processes in /proc")
-MANY = ("eval", "--env", "pick_place", "--policy", "expert", "--episodes", "5000", "--workers", "2", "--output", "run")
+MANY = (
+    "eval", "--env", "pick_place", "--policy", "expert", "--no-baselines", "--episodes", "5000", "--workers", "2",
+    "--output", "run",
+)  # fmt: skip
 
 
 @needs_proc

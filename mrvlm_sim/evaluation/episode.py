@@ -56,6 +56,7 @@ class EpisodeRecord:
     episode: int
     success: bool = False
     success_once: bool = False  # the goal held at some step, however briefly
+    success_at_reset: bool = False  # the goal held before the first action: the episode says nothing
     steps: int = 0
     reward: float = 0.0
     instruction: str = ""
@@ -117,6 +118,7 @@ def _run(
     )
     observation, info = wrapped.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
     state = simulator_state(env)
+    outcome |= {"success_at_reset": env.task.satisfied(env.scene)}
     outcome |= {"instruction": info["instruction"], "start_hash": digest(state), "initial_state": state.tobytes()}
     outcome |= {"frame_hash": digest(*(observation[key] for key in sorted(observation)))}
     policy.reset([EpisodeStart(info["instruction"], stream("policy"), env)])

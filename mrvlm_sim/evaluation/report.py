@@ -44,6 +44,8 @@ def run_notes(folder: Path) -> list[str]:
     planned, rows, notes = planned_keys(folder), read_episodes(folder), []
     if missing := len(planned) - len(rows):
         notes.append(f"{missing} of {len(planned)} episodes are missing; the same command runs them")
+    if at_reset := int(rows["success_at_reset"].sum()):
+        notes.append(f"{at_reset} episodes were solved at reset: these starts make no test")
     pairs = {(key.policy, key.condition) for key in planned}
     for condition in read_parts(folder, "condition"):
         untouched = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
