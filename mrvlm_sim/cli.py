@@ -150,6 +150,7 @@ def replay(
     episode: Annotated[str, typer.Argument(metavar="RUN#EPISODE", help="A run's folder and an episode's number.")],
     policy: Annotated[str | None, typer.Option(help="Whose episode; needed if the run has several.")] = None,
     condition: Annotated[str, typer.Option(help="Under which condition.")] = "clean",
+    seed: Annotated[int | None, typer.Option(help="Of which suite seed; needed if the run has several.")] = None,
     video: Annotated[Path | None, typer.Option(help="Film it: an .mp4.")] = None,
     height: Annotated[int, typer.Option(min=64, help="Height of the film in pixels.")] = 360,
 ) -> None:
@@ -162,8 +163,10 @@ def replay(
     if not folder or not number.isdecimal():
         raise UserError(f"an episode is named RUN#EPISODE, for example results/runs/mine#3, not {episode!r}")
     if video is not None:
+        if video.suffix != ".mp4":
+            raise UserError(f"--video must end in .mp4, not {video.name!r}")
         make_parent(video)
-    key = find_episode(Path(folder), int(number), policy, condition)
+    key = find_episode(Path(folder), int(number), policy, condition, seed)
     replayed = run_again(Path(folder), key, video, height)
     outcome = "success" if replayed.success else "failure"
     console.print(f"{key.policy}, {key.condition}, episode {key.episode}: {outcome} after {replayed.steps} steps")
@@ -225,10 +228,12 @@ def train_bc(
     arm: Arm,
     output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/bc-<env>-<arm>.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.AUTO,
-    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
-    workers: Annotated[int, typer.Option(help="Processes that render the demonstrations.")] = 2,
-    eval_every: Annotated[int, typer.Option(help="Updates between evaluations; a multiple of 500, 0 for none.")] = 2500,
-    eval_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render the demonstrations.")] = 2,
+    eval_every: Annotated[
+        int, typer.Option(min=0, help="Updates between evaluations; a multiple of 100, 0 for none.")
+    ] = 2500,
+    eval_episodes: Annotated[int, typer.Option(min=1, help="Episodes of each evaluation.")] = 20,
 ) -> None:
     """Behaviour cloning with the recipe on the arm's card; goes on from the checkpoint if there is one."""
     from mrvlm_sim.agents.registry import arm_card
@@ -237,6 +242,8 @@ def train_bc(
     from mrvlm_sim.training.demos import Demonstrations
     from mrvlm_sim.training.session import Folders, get_demonstrations, make_trainer, train
 
+    if eval_every % 100:
+        raise UserError(f"--eval-every must be a multiple of 100, not {eval_every}")
     card, _ = arm_card(arm)
     if card.environment != env:
         raise UserError(f"arm {arm} belongs to environment {card.environment}, not {env}")
@@ -259,7 +266,7 @@ def train_bc(
         try:
             folder = train(trainer, log, look, eval_every, threads)
         except KeyboardInterrupt:
-            console.print(f"saved after update {trainer.update}; the same command goes on from there")
+            console.print(f"saved up to update {trainer.saved}; the same command goes on from there")
             raise
     console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
 

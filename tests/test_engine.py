@@ -1,5 +1,6 @@
 """However episodes are scheduled, stopped or lost, a run ends with the same records."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
 from mrvlm_sim.evaluation.evaluate import Evaluation, job_key
 from mrvlm_sim.evaluation.merge import merge_runs
-from mrvlm_sim.evaluation.runner import run_jobs
+from mrvlm_sim.evaluation.runner import Workers, run_jobs
 from mrvlm_sim.evaluation.runs import Plan
 from mrvlm_sim.evaluation.store import Key, planned_keys, read_episodes, read_log, read_sessions
 
@@ -167,6 +168,18 @@ def test_trouble_costs_the_episode_and_never_the_run(policy: str, error: str, tm
     assert 0 < len(red) < 6
     assert {key.episode: row["error"] for key, row in rows.items()} == {e: error if e in red else "" for e in range(6)}
     assert not any(row["success"] for row in rows.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills processes")
+def test_workers_that_die_without_work_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("expert", "random", episodes=3)
+    jobs = plan.jobs(tmp_path, plan.load()[0])
+    with Workers(1) as workers:
+        first = list(workers.run(jobs[:3]))
+        for child in multiprocessing.active_children():
+            child.kill()
+        second = list(workers.run(jobs[3:]))
+    assert [record.error for record in first + second] == [""] * 6
 
 
 def test_errors_are_tried_again_when_asked(tmp_path: Path) -> None:

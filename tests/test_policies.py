@@ -129,7 +129,7 @@ class TestPlugins:
 
     def test_a_policy_of_another_package(self, installed: Path) -> None:
         assert type(load_policy("still")).__name__ == "Still"
-        assert policy_identity("still") == {"entry point": "theirs:Still"}
+        assert policy_identity("still") == {"entry point": "theirs:Still", "version": "1.0"}
         assert "Did you mean 'still'" in refusal("stil")
 
     def test_one_that_cannot_be_imported_does_not_hide_the_others(self, installed: Path) -> None:

@@ -129,6 +129,25 @@ class TestServer:
         for answer, look, text in zip(answers, looks, words, strict=True):
             assert np.abs(answer - decide(look, text)).max() < 1e-5
 
+    def test_a_look_of_the_wrong_shape_costs_its_own_client_only(
+        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("mrvlm_sim.agents.serve.GATHERING", 0.5)
+        batcher, pyramid = Batcher(tiny), tiny.card.cameras["wrist"]
+        look = {
+            "wrist/tokens": np.zeros((1, pyramid.tokens, 3 * pyramid.patch**2), np.uint8),
+            "wrist/boxes": pyramid.token_boxes(pyramid.centred())[None],
+            "proprio": np.zeros((1, 7), np.float32),
+        }
+        looks = [look, look | {"proprio": np.zeros((1, 3), np.float32)}, look]
+        with ThreadPoolExecutor(3) as pool:
+            answers = [pool.submit(batcher.decide, one, encode_words(["go"])) for one in looks]
+        assert [answer.exception() is None for answer in answers] == [True, False, True]
+
+    def test_the_expert_is_not_served(self) -> None:
+        with pytest.raises(UserError, match="the expert looks at the simulation itself"):
+            policy_server("expert", "127.0.0.1", 0)
+
     @pytest.mark.parametrize("message", [b"", b"\xc1", "text", pack({"type": "dance"}), pack({"type": "reset"})])
     def test_a_malformed_message_is_answered_with_an_error(self, message: bytes | str) -> None:
         with serving("random") as address, connect(address) as connection:

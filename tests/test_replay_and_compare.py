@@ -1,6 +1,7 @@
 """A recorded episode can be run again; arms of several runs can be set side by side."""
 
 import sqlite3
+from dataclasses import fields
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -8,7 +9,7 @@ import pytest
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.compare import compare_runs, flipped
-from mrvlm_sim.evaluation.episode import Condition
+from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.replay import find_episode, replay
 from mrvlm_sim.evaluation.runs import Plan
@@ -82,6 +83,14 @@ class TestReplay:
         with pytest.raises(UserError, match=message):
             find_episode(runs[0], *arguments)
 
+    def test_several_suite_seeds(self, own: Path) -> None:
+        tampered(own, "INSERT INTO planned SELECT policy, condition, 1, episode FROM planned")
+        columns = [field.name if field.name != "suite_seed" else "1" for field in fields(EpisodeRecord)]
+        tampered(own, f"INSERT INTO episodes SELECT {', '.join(columns)} FROM episodes")
+        with pytest.raises(UserError, match="has several suite seeds; name one with --seed: 0, 1"):
+            find_episode(own, 0, None, "clean")
+        assert find_episode(own, 0, None, "clean", seed=1).suite_seed == 1
+
 
 class TestCompare:
     def test_arms_of_all_runs_meet_the_reference(self, runs: tuple[Path, Path]) -> None:
@@ -114,6 +123,14 @@ class TestCompare:
         tampered(own, "UPDATE parts SET name = 'reach' WHERE kind = 'environment'")
         with pytest.raises(UserError, match="several environments cannot be compared: pick_place, reach"):
             compare_runs([runs[0], own])
+
+    def test_a_run_named_twice_counts_once(self, runs: tuple[Path, Path]) -> None:
+        with pytest.raises(UserError, match="a run is named twice"):
+            compare_runs([runs[0], runs[0].parent / "." / runs[0].name])
+
+    def test_another_version_of_a_package(self, runs: tuple[Path, Path], own: Path) -> None:
+        tampered(own, "UPDATE sessions SET provenance = json_set(provenance, '$.versions.mujoco', '2.1')")
+        assert any("several versions of mujoco: 2.1, " in note for note in compare_runs([runs[0], own])[1])
 
     def test_nothing_is_written(self, runs: tuple[Path, Path]) -> None:
         before = read_episodes(runs[0])

@@ -101,8 +101,9 @@ def test_errors_can_be_forgotten_and_nothing_else(tmp_path: Path) -> None:
         store.plan(key(episode=episode) for episode in range(3))
         for episode, error in enumerate(["", "ValueError: no", ""]):
             store.add(record(episode=episode, error=error))
-        assert store.forget_errors() == 1
-        assert store.finished() == {key(episode=0), key(episode=2)}
+        store.add(record(policy="other", error="ValueError: no"))
+        assert store.forget_errors([key(episode=0), key(episode=1)]) == 1
+        assert store.finished() == {key(episode=0), key(episode=2), key("other")}
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -124,6 +125,28 @@ def test_what_a_run_is_made_of_does_not_change(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"another policy 'mine': card\.cameras\.wrist\.patch was 16, it is 32"):
             store.agree("policy", "mine", now)
     assert read_parts(tmp_path, "policy") == {"mine": was, "yours": now}
+
+
+def test_a_run_is_of_one_environment(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store:
+        store.agree("environment", "reach", {})
+        with pytest.raises(UserError, match="is a run of reach, not of push; choose another --output"):
+            store.agree("environment", "push", {})
+
+
+def test_a_kill_at_the_very_beginning_does_no_harm(tmp_path: Path) -> None:
+    for name in ("run.partial", "run.partial-wal", "run.partial-journal"):
+        (tmp_path / name).write_bytes(b"half")
+    filled(tmp_path, [0])
+    assert len(read_episodes(tmp_path)) == 1
+    assert not list(tmp_path.glob("run.partial*"))
+
+
+def test_a_run_that_may_not_be_written_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, [0, 1])
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    assert len(read_episodes(tmp_path)) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"run.sqlite", ".lock"}
 
 
 class TestWhatIsRefused:
@@ -200,6 +223,20 @@ class TestMerge:
         with pytest.raises(UserError, match=r"different outcomes of .*episode=0.*nothing was merged"):
             merge_runs(tmp_path / "whole", [filled(tmp_path / "other", [5, 0], end_hash="ab")])
         assert read_episodes(tmp_path / "whole")["episode"].tolist() == [0]
+
+    def test_all_or_nothing(self, tmp_path: Path) -> None:
+        parts = [filled(tmp_path / "one", [0]), filled(tmp_path / "other", [1, 0], end_hash="ab")]
+        with pytest.raises(UserError, match="nothing was merged"):
+            merge_runs(tmp_path / "whole", parts)
+        assert read_episodes(tmp_path / "whole").empty
+        assert read_parts(tmp_path / "whole", "policy") == {}
+        assert read_sessions(tmp_path / "whole") == []
+
+    def test_twice_is_once(self, tmp_path: Path) -> None:
+        part = filled(tmp_path / "one", [0])
+        merge_runs(tmp_path / "whole", [part])
+        merge_runs(tmp_path / "whole", [part])
+        assert len(read_sessions(tmp_path / "whole")) == len(read_episodes(tmp_path / "whole")) == 1
 
     def test_other_policies_of_the_same_name_are_refused(self, tmp_path: Path) -> None:
         other = filled(tmp_path / "two", [1])

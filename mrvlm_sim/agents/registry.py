@@ -91,19 +91,24 @@ def policy_name(reference: str) -> str:
     return folder.parent.name if folder.name == "policy" else folder.name
 
 
-def policy_identity(reference: str) -> dict[str, Any]:
+def policy_identity(reference: str, policy: Policy | None = None) -> dict[str, Any]:
     """What a policy is, as far as can be told: its card (with the weights' hash), or its source file's hash.
+
+    A remote policy tells its own when it is connected to; `policy` saves a second connection.
 
     Raises:
         UserError: nothing of that name, or a malformed card.
     """
     if reference in BASELINES:
         return {"baseline": reference}
-    if reference in plugins():
-        return {"entry point": plugins()[reference].value}
-    if reference.startswith(ADDRESSES):
-        return {"address": reference}
-    if ":" in reference:
-        return {"source": sha256(source_file(reference))}
+    if reference not in arm_cards():
+        if reference in plugins():
+            point = plugins()[reference]
+            return {"entry point": point.value, "version": point.dist.version if point.dist else ""}
+        if reference.startswith(ADDRESSES):
+            remote = policy if isinstance(policy, RemotePolicy) else RemotePolicy(reference)
+            return {"address": reference, "served": remote.metadata.get("identity")}
+        if ":" in reference:
+            return {"source": sha256(source_file(reference))}
     path = arm_cards().get(reference, Path(reference) / CARD)
     return {"card": read_card(path, PolicyCard).model_dump(mode="json")}

@@ -30,7 +30,8 @@ class RemotePolicy:
         try:
             self.metadata = self._connect()
             self.requirements = _requirements(self.metadata)
-        except (OSError, ValueError, TimeoutError, WebSocketException) as error:
+        except (OSError, ValueError, TimeoutError, LookupError, TypeError, AttributeError, WebSocketException) as error:
+            self.close()
             raise UserError(f"no policy answers at {address} ({error}); start one: mrvlm-sim serve POLICY") from error
 
     def reset(self, episodes: Sequence[EpisodeStart]) -> None:

@@ -17,10 +17,12 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection
 from websockets.sync.server import serve as listen
 
+from mrvlm_sim.agents.baselines import ScriptedExpert
 from mrvlm_sim.agents.policy import EpisodeStart, Observations, Policy, requirements_of
-from mrvlm_sim.agents.registry import load_policy
+from mrvlm_sim.agents.registry import load_policy, policy_identity
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.agents.wire import LARGEST_MESSAGE, PROTOCOL, pack, unpack
+from mrvlm_sim.errors import UserError
 
 GATHERING = 0.003  # seconds that the first of a batch waits for others
 LARGEST_BATCH = 32
@@ -55,11 +57,16 @@ class Batcher:
         try:
             keys = [key for key, value in observations[0].items() if isinstance(value, np.ndarray)]
             together = {key: np.concatenate([one[key] for one in observations]) for key in keys}
-            for answer, chunk in zip(answers, self.policy.decide(together, torch.cat(words)), strict=True):
-                answer.set_result(chunk[None])
-        except Exception as error:  # whatever it was, every client that waits must hear of it
-            for answer in answers:
-                answer.set_exception(error)
+            chunks = self.policy.decide(together, torch.cat(words))
+        except Exception as error:  # whatever it was, every client that waits must hear of it, and only its own
+            if len(batch) == 1:
+                answers[0].set_exception(error)
+            else:
+                for one in batch:
+                    self._answer([one])
+            return
+        for answer, chunk in zip(answers, chunks, strict=True):
+            answer.set_result(chunk[None])
 
 
 class BatchedPolicy(TrainedPolicy):
@@ -78,10 +85,12 @@ def policy_server(reference: str, host: str, port: int, token: str | None = None
     """A server that is bound and not yet serving: call `serve_forever`, and `shutdown` from elsewhere.
 
     Raises:
-        UserError: the policy cannot be loaded.
+        UserError: the policy cannot be loaded, or cannot be remote.
         OSError: the address is taken, or not this machine's.
     """
     first = load_policy(reference)
+    if isinstance(first, ScriptedExpert):
+        raise UserError("the expert looks at the simulation itself, which is not where a server is; serve another")
     make: Callable[[], Policy]
     if isinstance(first, TrainedPolicy):
         batcher = Batcher(first)
@@ -115,6 +124,7 @@ def _metadata(reference: str, policy: Policy) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL,
         "policy": reference,
+        "identity": policy_identity(reference),
         "cameras": {name: pyramid.model_dump_json() for name, pyramid in needs.cameras.items()},
         "action_size": needs.action_size,
         "frame_interval": needs.frame_interval,

@@ -19,11 +19,15 @@ def compare_runs(runs: Sequence[Path], reference: str | None = None) -> tuple[pd
     Raises:
         UserError: a folder holds no run, the runs are of several environments, or the reference is in none of them.
     """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError("a run is named twice; every run counts once")
     rows, planned = _all_rows(runs)
     environments = sorted({name for run in runs for name in read_parts(run, "environment")})
     if len(environments) > 1:
         raise UserError(f"runs of several environments cannot be compared: {', '.join(environments)}")
     names = list(planned)
+    if not names:
+        raise UserError("nothing was planned in these runs; run `mrvlm-sim eval` into them first")
     if reference is not None and reference not in names:
         raise unknown_name("policy in these runs", reference, names)
     chosen = reference or names[0]
@@ -61,8 +65,13 @@ def _all_rows(runs: Sequence[Path]) -> tuple[pd.DataFrame, Counter[str]]:
 
 
 def _differences(runs: Sequence[Path]) -> list[str]:
-    """In what the runs were made differently, as far as it can move an outcome."""
-    notes = []
+    """In what the runs were made differently."""
+    notes, versions = [], [session["versions"] for run in runs for session in read_sessions(run)]
+    for package in dict.fromkeys(name for one in versions for name in one):
+        if len(found := {one.get(package, "none") for one in versions}) > 1:
+            notes.append(f"the runs were made with several versions of {package}: {', '.join(sorted(found))}")
+    if any(session.get("until_decided") for run in runs for session in read_sessions(run)):
+        notes.append("episodes were run until decided: e-values allow for that, intervals and p-values do not")
     for what in ("renderer", "standard_frame"):
         values = {str(run): sorted({session.get(what, "unknown") for session in read_sessions(run)}) for run in runs}
         if len({tuple(value) for value in values.values()}) > 1 or any(len(value) > 1 for value in values.values()):

@@ -39,13 +39,15 @@ class Evaluation:
             raise UserError(f"--workers must be at least 0, not {workers}")
         if timeout is not None and timeout <= 0:
             raise UserError(f"--timeout must be more than 0 seconds, not {timeout:g}")
+        if timeout is not None and workers == 0:
+            raise UserError("--timeout stops worker processes; with --workers 0 there are none: use --workers 1")
         self.plan, self.workers, self.timeout = plan, workers, timeout
         self.policies, self.problems = plan.load()
         policies = self.policies
         if not policies:
             raise UserError("no policy fits the environment:\n" + "\n".join(self.problems.values()))
         named = {policy_name(reference): reference for reference in plan.policies}
-        identities = {name: policy_identity(named[name]) for name in policies}
+        identities = {name: policy_identity(named[name], policy) for name, policy in policies.items()}
         self.folder = folder or run_path(runs_folder(), plan, identities)
         part, parts = shard
         planned = plan.jobs(self.folder, policies)[part::parts]
@@ -59,10 +61,11 @@ class Evaluation:
                 self.store.agree("policy", name, {"identity": identities[name], "cost": policy_cost(policy)})
             for condition in plan.conditions:
                 self.store.agree("condition", condition.name, vars(condition))
-            self.store.note_session(provenance(plan.environment, workers))
+            session = provenance(plan.environment, workers) | {"until_decided": until_decided}
+            self.store.note_session(session)
             self.store.plan(job_key(job) for job in planned if not until_decided)
             if retry_errors:
-                self.store.forget_errors()
+                self.store.forget_errors(map(job_key, planned))
             finished = self.store.finished()
         except BaseException:
             self.store.close()

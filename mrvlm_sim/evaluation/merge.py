@@ -17,5 +17,4 @@ def merge_runs(output: Path, runs: Sequence[Path]) -> None:
     for run in runs:
         read_sessions(run)  # refuses what is no run before anything is written
     with RunStore(output) as store:
-        for run in runs:
-            store.absorb(run)
+        store.absorb(runs)

@@ -33,8 +33,7 @@ class Race:
         ]
         if left := [arm for arm in self.arms if arm not in decided]:
             notes.append(f"not told apart from {reference} so far: {', '.join(left)}")
-        rule = "episodes were run until decided: the e-values allow for that, intervals and p-values do not"
-        return [*notes, rule]
+        return notes
 
     def _decided(self, episodes: int) -> dict[str, tuple[int, Verdict]]:
         """Arms that are told apart, with the look at which it happened."""

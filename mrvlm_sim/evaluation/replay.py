@@ -29,11 +29,11 @@ class Replayed:
     differences: tuple[str, ...]
 
 
-def find_episode(folder: Path, episode: int, policy: str | None, condition: str) -> Key:
-    """The key of an episode; the policy may be left out where a run has only one.
+def find_episode(folder: Path, episode: int, policy: str | None, condition: str, seed: int | None = None) -> Key:
+    """The key of an episode; policy and suite seed may be left out where a run has only one.
 
     Raises:
-        UserError: no such episode, policy or condition in the run, or several policies and none named.
+        UserError: no such episode, policy or condition in the run, or several policies or seeds and none named.
     """
     rows = read_episodes(folder)
     policies = rows["policy"].unique().tolist()
@@ -44,9 +44,12 @@ def find_episode(folder: Path, episode: int, policy: str | None, condition: str)
         if wanted not in set(rows[kind]):
             raise unknown_name(f"{kind} in {folder}", wanted, rows[kind].unique().tolist())
     own = rows[(rows["policy"] == name) & (rows["condition"] == condition)]
-    if episode not in set(own["episode"]):
+    seeds = [found for found in own.loc[own["episode"] == episode, "suite_seed"] if seed in (None, found)]
+    if not seeds:
         raise UserError(f"{folder} has no finished episode {episode} of {name} under {condition}")
-    return Key(name, condition, int(own["suite_seed"].iloc[0]), episode)
+    if len(seeds) > 1:
+        raise UserError(f"{folder} has several suite seeds; name one with --seed: {', '.join(map(str, seeds))}")
+    return Key(name, condition, int(seeds[0]), episode)
 
 
 def replay(folder: Path, key: Key, video: Path | None = None, height: int = 360) -> Replayed:

@@ -51,6 +51,8 @@ def run_notes(folder: Path) -> list[str]:
         untouched = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
         if untouched:
             notes.append(f"{condition} was not run for {', '.join(untouched)}")
+    if any(session.get("until_decided") for session in read_sessions(folder)):
+        notes.append("episodes were run until decided: e-values allow for that, intervals and p-values do not")
     versions = [session["versions"] | {"renderer": session["renderer"]} for session in read_sessions(folder)]
     notes += [f"was run under several versions of {name}" for name in _varying(versions)]
     return notes + _errors(rows)

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,11 +16,14 @@ from pebble import ProcessExpired, ProcessPool
 
 from mrvlm_sim.agents.policy import Policy, check_compatible
 from mrvlm_sim.agents.registry import load_policy
+from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.video import EpisodeVideo
 from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
+
+RENEWALS = 2  # of all processes, when they die without work
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,14 @@ class Workers:
     """
 
     def __init__(self, count: int, timeout: float | None = None) -> None:
-        self.timeout = timeout
-        self._pool: ProcessPool | None = None
-        if count:
-            self._pool = ProcessPool(count, context=get_context("spawn"), initializer=_prepare_worker)
+        self.count, self.timeout, self._renewed = count, timeout, 0
+        self._pool = _new_pool(count) if count else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
+        self._stop()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[EpisodeRecord]:
         """Records as they are finished, in any order."""
@@ -68,21 +68,48 @@ class Workers:
             _prepare_worker()
             yield from map(run_job, jobs)
             return
-        with _interrupts_blocked():  # workers inherit this: Ctrl-C is the parent's business
-            pending = {self._submit(job): job for job in jobs}
-        tried: set[Job] = set()
+        pending, tried = self._submit(jobs), set[Job]()
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 job = pending.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):  # one died while none had work
+                    self._renew()
+                    pending = self._submit([job, *pending.values()])
+                    break
                 if isinstance(future.exception(), ProcessExpired) and job not in tried:
                     tried.add(job)
-                    pending[self._submit(job)] = job
+                    pending |= self._submit([job])
                 else:
                     yield _record(job, future, self.timeout)
 
-    def _submit(self, job: Job) -> "Future[EpisodeRecord]":
+    def _submit(self, jobs: Sequence[Job]) -> "dict[Future[EpisodeRecord], Job]":
         assert self._pool is not None
-        return self._pool.schedule(run_job, args=(job,), timeout=self.timeout)
+        with _interrupts_blocked():  # workers inherit this: Ctrl-C is the parent's business
+            return {self._pool.schedule(run_job, args=(job,), timeout=self.timeout): job for job in jobs}
+
+    def _renew(self) -> None:
+        """Start new processes.
+
+        Raises:
+            UserError: it was tried before, in vain.
+        """
+        self._renewed += 1
+        if self._renewed > RENEWALS:
+            raise UserError(
+                "worker processes die before they can work: out of memory, or a script without "
+                "`if __name__ == '__main__'`? What is finished is kept; the same command goes on"
+            )
+        self._stop()
+        self._pool = _new_pool(self.count)
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+
+
+def _new_pool(count: int) -> ProcessPool:
+    return ProcessPool(count, context=get_context("spawn"), initializer=_prepare_worker)
 
 
 def _record(job: Job, future: Future, timeout: float | None) -> EpisodeRecord:
@@ -96,17 +123,25 @@ def _record(job: Job, future: Future, timeout: float | None) -> EpisodeRecord:
             error = f"WorkerDied: two worker processes died of it (exit code {died.exitcode})"
         case other:
             error = f"{type(other).__name__}: {other}"
+    return _failed(job, error)
+
+
+def _failed(job: Job, error: str) -> EpisodeRecord:
     return EpisodeRecord(job.environment, job.name, job.condition.name, job.suite_seed, job.episode, error=error)
 
 
 def run_job(job: Job) -> EpisodeRecord:
     """One job in this process; environments and policies are kept between jobs."""
     env = _environment(job.environment)
-    arguments = env, job.environment, _policy(job.policy, job.environment), job.name, job.condition
+    try:
+        policy = _policy(job.policy, job.environment)
+    except UserError as error:  # it could be loaded once, when the run began
+        return _failed(job, f"{type(error).__name__}: {error}")
+    arguments = env, job.environment, policy, job.name, job.condition, job.suite_seed, job.episode
     if job.video is None:
-        return run_episode(*arguments, job.suite_seed, job.episode)
+        return run_episode(*arguments)
     with EpisodeVideo(job.video) as video:
-        return run_episode(*arguments, job.suite_seed, job.episode, watch=video.add)
+        return run_episode(*arguments, watch=video.add)
 
 
 @cache

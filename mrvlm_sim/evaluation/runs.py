@@ -80,7 +80,8 @@ class Plan:
 
     def _job(self, reference: str, condition: Condition, episode: int, folder: Path) -> Job:
         name = policy_name(reference)
-        film = folder / "videos" / f"{name}-{condition.name}-{episode:03d}.mp4" if episode < self.videos else None
+        title = f"{name}-{condition.name}-{episode:03d}" + (f"-seed{self.suite_seed}" if self.suite_seed else "")
+        film = folder / "videos" / f"{title}.mp4" if episode < self.videos else None
         return Job(self.environment, reference, name, condition, self.suite_seed, episode, film)
 
 

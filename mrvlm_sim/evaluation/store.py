@@ -5,6 +5,7 @@ may read while the run goes on; DuckDB locks readers out and is made for bulk.
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -53,7 +54,8 @@ class RunStore:
             raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --output") from error
         try:
             if not (folder / FILE).exists():
-                if strangers := {path.name for path in folder.iterdir()} - {LOCK, PARTIAL}:
+                names = {path.name for path in folder.iterdir()} - {LOCK}
+                if strangers := {name for name in names if not name.startswith(PARTIAL)}:
                     rule = f"{folder} exists already and holds no run, but {min(strangers)}"
                     raise UserError(f"{rule}; choose another --output")
                 _create(folder)
@@ -79,11 +81,19 @@ class RunStore:
         Raises:
             UserError: it was something else when the run began; the first difference is named.
         """
+        with self._connection:
+            self._agree(kind, name, description)
+
+    def _names(self, kind: str) -> list[str]:
+        return [name for (name,) in self._connection.execute("SELECT name FROM parts WHERE kind = ?", (kind,))]
+
+    def _agree(self, kind: str, name: str, description: Mapping[str, Any]) -> None:
         known = self._connection.execute("SELECT description FROM parts WHERE kind = ? AND name = ?", (kind, name))
         row, text = known.fetchone(), json.dumps(description, sort_keys=True)
+        if kind == "environment" and (others := set(self._names(kind)) - {name}):
+            raise UserError(f"{self.folder} is a run of {min(others)}, not of {name}; choose another --output")
         if row is None:
-            with self._connection:
-                self._connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (kind, name, text))
+            self._connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (kind, name, text))
         elif row[0] != text:
             difference = next(_differences(json.loads(row[0]), json.loads(text)))
             rule = f"{self.folder} was begun with another {kind} {name!r}: {difference}"
@@ -112,18 +122,23 @@ class RunStore:
         with self._connection:
             self._connection.execute(f"INSERT INTO episodes VALUES ({', '.join('?' * len(row))})", [*row.values()])
 
-    def absorb(self, folder: Path) -> None:
-        """Take over everything that another run holds; all of it, or nothing.
+    def absorb(self, folders: Iterable[Path]) -> None:
+        """Take over everything that other runs hold; all of it, or nothing.
 
         Raises:
-            UserError: the two differ in what they are made of, or in an episode that both have.
+            UserError: two runs differ in what they are made of, or in an episode that both have.
         """
+        with self._connection:
+            for folder in folders:
+                self._absorb(folder)
+
+    def _absorb(self, folder: Path) -> None:
         for kind in KINDS:
             for name, description in read_parts(folder, kind).items():
-                self.agree(kind, name, description)
-        ours, columns = self.finished(), [field.name for field in fields(EpisodeRecord)]
+                self._agree(kind, name, description)
+        own, ours, columns = self._connection, self.finished(), [field.name for field in fields(EpisodeRecord)]
         outcome = ", ".join(column for column in columns if column != "latency_ms")
-        with reading(folder) as other, self._connection as own:
+        with reading(folder) as other:
             for row in other.execute(f"SELECT {', '.join(columns)} FROM episodes"):
                 key = Key(*(row[columns.index(name)] for name in Key._fields))
                 if key not in ours:
@@ -131,12 +146,15 @@ class RunStore:
                 elif _episode(own, key, outcome) != _episode(other, key, outcome):
                     raise UserError(f"{folder} and {self.folder} have different outcomes of {key}; nothing was merged")
             own.executemany("INSERT OR IGNORE INTO planned VALUES (?, ?, ?, ?)", other.execute("SELECT * FROM planned"))
-            own.executemany("INSERT INTO sessions VALUES (?)", other.execute("SELECT provenance FROM sessions"))
+            for session in other.execute("SELECT provenance FROM sessions"):
+                known = "SELECT 1 FROM sessions WHERE provenance = ?"
+                own.execute(f"INSERT INTO sessions SELECT ? WHERE NOT EXISTS ({known})", session * 2)
 
-    def forget_errors(self) -> int:
-        """Delete the rows of episodes that ended in an error, so that they are run again; how many there were."""
+    def forget_errors(self, keys: Iterable[Key]) -> int:
+        """Delete those of these episodes that ended in an error, so that they are run again; how many there were."""
+        where = " AND ".join(f"{name} = ?" for name in Key._fields)
         with self._connection:
-            return self._connection.execute("DELETE FROM episodes WHERE error != ''").rowcount
+            return self._connection.executemany(f"DELETE FROM episodes WHERE error != '' AND {where}", keys).rowcount
 
 
 def read_episodes(folder: Path) -> pd.DataFrame:
@@ -200,32 +218,34 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     path = folder / FILE
     if not path.is_file():
         raise UserError(f"no run in {folder}: {path} is missing")
-    with closing(_connect(path)) as connection:
+    writable = os.access(folder, os.W_OK) and os.access(path, os.W_OK)
+    with closing(_connect(path, "mode=rw" if writable else "mode=ro&immutable=1")) as connection:
         yield connection
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path)
+def _connect(path: Path, mode: str = "mode=rw") -> sqlite3.Connection:
+    connection = None
     try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True)
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found != SCHEMA:
+            connection.close()
             raise UserError(
                 f"{path} has schema version {found}, this version of mrvlm_sim reads {SCHEMA}; "
                 f"read it with the version that wrote it, or choose another --output"
             )
     except sqlite3.DatabaseError as error:
-        connection.close()
+        if connection is not None:
+            connection.close()
         raise UserError(f"{path} is not a run, or damaged ({error}); choose another --output") from error
-    except UserError:
-        connection.close()
-        raise
     return connection
 
 
 def _create(folder: Path) -> None:
     """Make an empty run; the file appears complete."""
     partial = folder / PARTIAL
-    partial.unlink(missing_ok=True)
+    for left in folder.glob(PARTIAL + "*"):
+        left.unlink()
     key = "policy TEXT, condition TEXT, suite_seed INTEGER, episode INTEGER"
     columns = ", ".join(f"{field.name} {SQL_TYPES[field.type]} NOT NULL" for field in fields(EpisodeRecord))  # type: ignore[index]
     with closing(sqlite3.connect(partial)) as connection:

@@ -1,5 +1,6 @@
 """Pictures of what happens: the scene beside what the policy sees."""
 
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,10 @@ LEVEL_COLOURS = np.array([[255, 255, 255], [255, 160, 0], [230, 0, 126], [0, 200
 
 
 class EpisodeVideo:
-    """Collects one picture per step, `height` pixels high, and writes an MP4 when closed."""
+    """Collects one picture per step, `height` pixels high, and writes an MP4 when closed.
+
+    What goes wrong with a film is a warning: it must not cost the episode.
+    """
 
     def __init__(self, path: Path, height: int = 360) -> None:
         self.path, self.height = path, height
@@ -27,7 +31,10 @@ class EpisodeVideo:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.write()
+        try:
+            self.write()
+        except Exception as problem:
+            warnings.warn(f"no film {self.path}: {problem}", stacklevel=2)
 
     def add(self, wrapped: MultiResolutionTokens) -> None:
         base = wrapped.base

@@ -113,7 +113,7 @@ class Trainer:
         self.network.proprio_std.copy_(torch.from_numpy(proprio.std(0) + 1e-3))
         self.optimisers = make_optimisers(self.network, recipe)
         self.peak_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
-        self.update, self.seconds = 0, 0.0
+        self.update, self.saved, self.seconds = 0, 0, 0.0
         if self.checkpoint.exists():
             self._resume()
 
@@ -166,6 +166,7 @@ class Trainer:
         state = {"network": self.network.state_dict(), "optimisers": optimisers, "update": self.update}
         torch.save({**state, "seconds": self.seconds, "card": self._identity()}, partial)
         partial.rename(self.checkpoint)
+        self.saved = self.update
 
     def _step(self) -> tuple[float, float]:
         recipe = self.card.training
@@ -195,6 +196,7 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.update, self.seconds = state["update"], state["seconds"]
+        self.saved = self.update
 
     def _identity(self) -> str:
         return self.card.model_dump_json(exclude={"weights", "summary"})
@@ -210,7 +212,8 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
         flagged = True
         signal.signal(signal.SIGINT, previous)
 
-    previous = signal.signal(signal.SIGINT, note)
+    previous = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, note)
     try:
         yield lambda: flagged
     finally:

@@ -2,11 +2,13 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.tasks import make_env
@@ -72,8 +74,17 @@ def margin_boxes(pyramid: Pyramid) -> tuple[np.ndarray, list[int]]:
 def render_views(demos: Demonstrations, camera: str, pyramid: Pyramid, cache: Path, workers: int) -> MarginViews:
     """Render the kept frames of the demonstrations through one camera, or take them from the cache."""
     folder = cache / _fingerprint(demos, camera, pyramid)
+    cache.mkdir(parents=True, exist_ok=True)
     _, sizes = margin_boxes(pyramid)
     shapes = [(len(kept_frames(demos)), size, size, 3) for size in sizes]
+    with FileLock(cache / f".{folder.name}.lock"):  # arms with the same eyes may be trained side by side
+        _fill(folder, demos, camera, pyramid, shapes, workers)
+    return MarginViews(pyramid, [np.load(folder / f"{level}.npy", mmap_mode="r") for level in range(pyramid.levels)])
+
+
+def _fill(
+    folder: Path, demos: Demonstrations, camera: str, pyramid: Pyramid, shapes: Sequence[tuple[int, ...]], workers: int
+) -> None:
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -85,7 +96,6 @@ def render_views(demos: Demonstrations, camera: str, pyramid: Pyramid, cache: Pa
             for job in jobs:
                 job.result()
         (folder / "complete").touch()
-    return MarginViews(pyramid, [np.load(folder / f"{level}.npy", mmap_mode="r") for level in range(pyramid.levels)])
 
 
 def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: Path, episodes: np.ndarray) -> None:
