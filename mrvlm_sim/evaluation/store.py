@@ -7,6 +7,7 @@ may read while the run goes on; DuckDB locks readers out and is made for bulk.
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import fields
@@ -24,7 +25,7 @@ from mrvlm_sim.sim.env import ACTION_SIZE
 FILE, PARTIAL, LOCK = "run.sqlite", "run.partial", ".lock"
 SCHEMA = 1
 SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB", list[float]: "TEXT"}
-BLOBS = ("initial_state", "actions")
+BLOBS = ("initial_state", "actions")  # compressed
 KINDS = ("environment", "condition", "policy")  # of which a run is made
 
 
@@ -119,6 +120,7 @@ class RunStore:
             sqlite3.IntegrityError: it is there already.
         """
         row = record.row()
+        row |= {name: zlib.compress(row[name]) for name in BLOBS}
         with self._connection:
             self._connection.execute(f"INSERT INTO episodes VALUES ({', '.join('?' * len(row))})", [*row.values()])
 
@@ -137,7 +139,7 @@ class RunStore:
             for name, description in read_parts(folder, kind).items():
                 self._agree(kind, name, description)
         own, ours, columns = self._connection, self.finished(), [field.name for field in fields(EpisodeRecord)]
-        outcome = ", ".join(column for column in columns if column != "latency_ms")
+        outcome = ", ".join(column for column in columns if column not in ("latency_ms", *BLOBS))
         with reading(folder) as other:
             for row in other.execute(f"SELECT {', '.join(columns)} FROM episodes"):
                 key = Key(*(row[columns.index(name)] for name in Key._fields))
@@ -187,7 +189,8 @@ def read_log(folder: Path, key: Key) -> tuple[np.ndarray, np.ndarray]:
         row = _episode(connection, key, ", ".join(BLOBS))
     if row is None:
         raise UserError(f"{folder} has no finished episode {key.episode} of {key.policy} under {key.condition}")
-    return np.frombuffer(row[0], np.float64), np.frombuffer(row[1], np.float32).reshape(-1, ACTION_SIZE)
+    state, actions = map(zlib.decompress, row)
+    return np.frombuffer(state, np.float64), np.frombuffer(actions, np.float32).reshape(-1, ACTION_SIZE)
 
 
 def read_parts(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
