@@ -15,7 +15,7 @@ from mrvlm_sim.tasks import make_env
 from mrvlm_sim.training.demos import Demonstrations
 from mrvlm_sim.vision import Pyramid, patchify
 
-RENDERING = "1"  # raise when the look of the scenes changes, so that older caches are not used
+RENDERING = "2"  # raise when the look of the scenes changes, so that older caches are not used
 
 
 STRIDE = 2  # frames that follow each other look much alike: one in so many is kept
