@@ -1,6 +1,6 @@
 """Off-screen cameras with both sources of views: cut from the sensor frame, or rendered level by level.
 
-`Renderer.views` draws every box through its own off-axis frustum, side by side in one buffer that is read once.
+`Renderer.views` draws every box through its own off-axis frustum.
 """
 
 import sys
@@ -31,26 +31,20 @@ class Renderer:
 
     def picture(self, data: mujoco.MjData, camera: str, width: int, height: int) -> np.ndarray:
         """A plain rectangular picture, uint8 (height, width, 3)."""
-        self._prepare(width, height)
         self._aim(data, camera)
-        rect = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjr_render(rect, self._scene, self._gl)
-        return self._read(rect)
+        return self._draw(width, height)
 
     def views(self, data: mujoco.MjData, camera: str, boxes: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
         """One square image per box (u, v, h) of the frame, each `sizes[i]` pixels wide."""
-        total, tallest = sum(sizes), max(sizes)
-        self._prepare(total, tallest)
         self._aim(data, camera)
         half = self._scene.camera[0].frustum_top
-        ends = np.cumsum(sizes)
-        for (u, v, h), size, end in zip(boxes, sizes, ends, strict=True):
+        images = []
+        for (u, v, h), size in zip(boxes, sizes, strict=True):
             for eye in self._scene.camera:
                 eye.frustum_center, eye.frustum_width = u * half, h * half
                 eye.frustum_bottom, eye.frustum_top = (-v - h) * half, (-v + h) * half
-            mujoco.mjr_render(mujoco.MjrRect(end - size, 0, size, size), self._scene, self._gl)
-        strip = self._read(mujoco.MjrRect(0, 0, total, tallest))
-        return [strip[tallest - s :, e - s : e] for s, e in zip(sizes, ends, strict=True)]
+            images.append(self._draw(size, size))
+        return images
 
     def close(self) -> None:
         """Free the GL context; the renderer can be used again and makes a new one."""
@@ -84,7 +78,11 @@ class Renderer:
         self._gl = self._buffers[width, height]
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)
 
-    def _read(self, rect: mujoco.MjrRect) -> np.ndarray:
-        image = np.empty((rect.height, rect.width, 3), dtype=np.uint8)
+    def _draw(self, width: int, height: int) -> np.ndarray:
+        """The scene as it is aimed; a buffer of the very size is cleared and resolved fastest."""
+        self._prepare(width, height)
+        rect = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(rect, self._scene, self._gl)
+        image = np.empty((height, width, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(image, None, rect, self._gl)
         return image[::-1]
