@@ -1,43 +1,29 @@
 """Attacks stay within their bound, do more than noise, and change nothing but what the policy sees."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import BRIEF_STEPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import PYRAMID, save_tiny
+from tiny import PYRAMID
 
 from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
 from mrvlm_sim.agents.registry import load_policy
-from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
+from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.metrics import attacks
 from mrvlm_sim.metrics.attacks import PGD, Attack, DifferentiablePolicy, Noise
 from mrvlm_sim.sim.env import ManipulationEnv, Observation
-from mrvlm_sim.tasks import make_env
 from mrvlm_sim.wrappers.tokens import Frames
 
 PYRAMIDS = {"wrist": PYRAMID}
 SIZE = PYRAMID.frame_size
 CLEAN = Condition("clean", "sensor")
-BRIEF = 9  # steps of an episode here
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TrainedPolicy:
-    return load_trained(save_tiny(tmp_path_factory.mktemp("policies") / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def brief_env() -> Iterator[ManipulationEnv]:
-    environment = make_env("pick_place")
-    environment.card = environment.card.model_copy(update={"max_steps": BRIEF})
-    yield environment
-    environment.close()
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +235,7 @@ class TestAttackedEpisodes:
             record = run(brief_env, Noting(), condition)
             assert record.error == ""
         assert np.array_equal(boxes["clean"], boxes["noise"])
-        assert len(boxes["clean"]) == BRIEF
+        assert len(boxes["clean"]) == BRIEF_STEPS
 
     def test_the_same_episode_twice_gives_the_same_row(self, tiny: TrainedPolicy, brief_env: ManipulationEnv) -> None:
         for condition in (CLEAN, Condition("pgd", "sensor", "pgd", 4 / 255, 2)):

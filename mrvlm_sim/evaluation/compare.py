@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.evaluation.report import session_notes
 from mrvlm_sim.evaluation.store import planned_keys, read_episodes, read_parts, read_sessions
 from mrvlm_sim.evaluation.tables import success_table
 
@@ -66,17 +67,14 @@ def _all_rows(runs: Sequence[Path]) -> tuple[pd.DataFrame, Counter[str]]:
 
 def _differences(runs: Sequence[Path]) -> list[str]:
     """In what the runs were made differently."""
-    notes, versions = [], [session["versions"] for run in runs for session in read_sessions(run)]
-    for package in dict.fromkeys(name for one in versions for name in one):
-        if len(found := {one.get(package, "none") for one in versions}) > 1:
-            notes.append(f"the runs were made with several versions of {package}: {', '.join(sorted(found))}")
-    if any(session.get("until_decided") for run in runs for session in read_sessions(run)):
-        notes.append("episodes were run until decided: e-values allow for that, intervals and p-values do not")
-    for what in ("renderer", "standard_frame"):
-        values = {str(run): sorted({session.get(what, "unknown") for session in read_sessions(run)}) for run in runs}
-        if len({tuple(value) for value in values.values()}) > 1 or any(len(value) > 1 for value in values.values()):
-            told = "; ".join(f"{name}: {', '.join(value)}" for name, value in values.items())
-            notes.append(f"the runs were rendered differently ({what.replace('_', ' ')}: {told})")
+    sessions = {str(run): read_sessions(run) for run in runs}
+    notes = session_notes([session for of_run in sessions.values() for session in of_run])
+    frames = {
+        run: sorted({session.get("standard_frame", "unknown") for session in own}) for run, own in sessions.items()
+    }
+    if len({frame for found in frames.values() for frame in found}) > 1:
+        told = "; ".join(f"{name}: {', '.join(found)}" for name, found in frames.items())
+        notes.append(f"the runs were rendered differently (standard frame: {told})")
     parts = [read_parts(run, "environment") for run in runs]
     if any(part != parts[0] for part in parts):
         notes.append("the environment's card or files changed between the runs")

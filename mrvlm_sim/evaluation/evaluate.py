@@ -42,8 +42,8 @@ class Evaluation:
         if timeout is not None and workers == 0:
             raise UserError("--timeout stops worker processes; with --workers 0 there are none: use --workers 1")
         self.plan, self.workers, self.timeout = plan, workers, timeout
-        self.policies, self.problems = plan.load()
-        policies = self.policies
+        policies, self.problems = plan.load()
+        self.policies = policies
         if not policies:
             raise UserError("no policy fits the environment:\n" + "\n".join(self.problems.values()))
         named = {policy_name(reference): reference for reference in plan.policies}

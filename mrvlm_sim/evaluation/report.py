@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -51,23 +52,23 @@ def run_notes(folder: Path) -> list[str]:
         untouched = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
         if untouched:
             notes.append(f"{condition} was not run for {', '.join(untouched)}")
-    if any(session.get("until_decided") for session in read_sessions(folder)):
+    return notes + session_notes(read_sessions(folder)) + _errors(rows)
+
+
+def session_notes(sessions: Sequence[dict[str, Any]]) -> list[str]:
+    """What the processes that did the work say of it: early stopping, and versions that were not the same for all."""
+    notes = []
+    if any(session.get("until_decided") for session in sessions):
         notes.append("episodes were run until decided: e-values allow for that, intervals and p-values do not")
-    versions = [session["versions"] | {"renderer": session["renderer"]} for session in read_sessions(folder)]
-    notes += [f"was run under several versions of {name}" for name in _varying(versions)]
-    return notes + _errors(rows)
+    for package in dict.fromkeys(name for session in sessions for name in session["versions"]):
+        if len(found := {session["versions"].get(package, "none") for session in sessions}) > 1:
+            notes.append(f"made with several versions of {package}: {', '.join(sorted(found))}")
+    if len(found := {session["renderer"] for session in sessions}) > 1:
+        notes.append(f"made with several renderers: {', '.join(sorted(found))}")
+    return notes
 
 
 def _errors(rows: pd.DataFrame) -> list[str]:
     """Every different error of the episodes, with the policy it belongs to and how often it came."""
     counted = Counter(zip(rows["policy"], rows["error"], strict=True))
     return [f"error of {policy}: {error} ({n} episodes)" for (policy, error), n in counted.items() if error]
-
-
-def _varying(described: Iterable[dict[str, str]]) -> list[str]:
-    """The keys whose values are not the same everywhere."""
-    values: dict[str, set[str]] = {}
-    for one in described:
-        for key, value in one.items():
-            values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if len(found) > 1]

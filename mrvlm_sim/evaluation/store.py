@@ -38,6 +38,9 @@ class Key(NamedTuple):
     episode: int
 
 
+IS_KEY = " AND ".join(f"{name} = ?" for name in Key._fields)
+
+
 class RunStore:
     """The one writer of a run's file; opening it a second time is refused until the first is closed."""
 
@@ -85,18 +88,15 @@ class RunStore:
         with self._connection:
             self._agree(kind, name, description)
 
-    def _names(self, kind: str) -> list[str]:
-        return [name for (name,) in self._connection.execute("SELECT name FROM parts WHERE kind = ?", (kind,))]
-
     def _agree(self, kind: str, name: str, description: Mapping[str, Any]) -> None:
-        known = self._connection.execute("SELECT description FROM parts WHERE kind = ? AND name = ?", (kind, name))
-        row, text = known.fetchone(), json.dumps(description, sort_keys=True)
-        if kind == "environment" and (others := set(self._names(kind)) - {name}):
+        known = dict(self._connection.execute("SELECT name, description FROM parts WHERE kind = ?", (kind,)))
+        text = json.dumps(description, sort_keys=True)
+        if kind == "environment" and (others := known.keys() - {name}):
             raise UserError(f"{self.folder} is a run of {min(others)}, not of {name}; choose another --output")
-        if row is None:
+        if name not in known:
             self._connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (kind, name, text))
-        elif row[0] != text:
-            difference = next(_differences(json.loads(row[0]), json.loads(text)))
+        elif known[name] != text:
+            difference = next(_differences(json.loads(known[name]), json.loads(text)))
             rule = f"{self.folder} was begun with another {kind} {name!r}: {difference}"
             raise UserError(f"{rule}; choose another --output, or restore what it was")
 
@@ -154,9 +154,8 @@ class RunStore:
 
     def forget_errors(self, keys: Iterable[Key]) -> int:
         """Delete those of these episodes that ended in an error, so that they are run again; how many there were."""
-        where = " AND ".join(f"{name} = ?" for name in Key._fields)
         with self._connection:
-            return self._connection.executemany(f"DELETE FROM episodes WHERE error != '' AND {where}", keys).rowcount
+            return self._connection.executemany(f"DELETE FROM episodes WHERE error != '' AND {IS_KEY}", keys).rowcount
 
 
 def read_episodes(folder: Path) -> pd.DataFrame:
@@ -207,8 +206,7 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def _episode(connection: sqlite3.Connection, key: Key, columns: str) -> tuple | None:
-    where = " AND ".join(f"{name} = ?" for name in Key._fields)
-    return connection.execute(f"SELECT {columns} FROM episodes WHERE {where}", key).fetchone()
+    return connection.execute(f"SELECT {columns} FROM episodes WHERE {IS_KEY}", key).fetchone()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class NetworkConfig(Card):
     chunk: PositiveInt  # actions predicted at once
     action_size: PositiveInt
     proprio_size: PositiveInt
-    landmarks: PositiveInt  # points regressed by the auxiliary head, in training only
+    landmarks: PositiveInt  # points that the landmark head finds and the action head reads
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:

@@ -221,9 +221,9 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
 
 
 def make_optimisers(network: PolicyNetwork, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al., 2024) for the matrices of fusion and trunk, AdamW for everything else.
+    """Muon (Jordan et al., 2024) for the hidden matrices of fusion, trunk and action head, AdamW for the rest.
 
-    With mean pooling and the cosine patch embedding, Muon needed half of AdamW's updates to equal landmark errors
+    With a mean-pooled readout and the cosine patch embedding, Muon needed half of AdamW's updates to equal errors
     (700 against 1500 to a loss of 0.29 on `pyramid-48-embedded`). The patch embedding's rate falls with its fan-in
     (Yang et al., "Tensor programs V", 2022): thousands of inputs that all move at once would shake the tokens.
     """
