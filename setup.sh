@@ -5,12 +5,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'EOF'
-Usage: bash setup.sh [--dev]
+Usage: bash setup.sh [--dev | --suites]
 
 Makes a virtual environment in .venv with mrvlm_sim in it, and ends with `.venv/bin/mrvlm-sim doctor`.
 Run it again at any time: what is there already is left alone.
 
   --dev     also install the tests, the linter and the type checker
+  --suites  make .venv-suites instead: with Meta-World, Gymnasium-Robotics, the MuJoCo they accept, and the tests
   --help    show this text
 
 On Debian and Ubuntu, missing system packages (OpenGL without a display, venv) are installed with apt;
@@ -21,10 +22,11 @@ EOF
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-extras=base
+extras=base venv=.venv
 for argument in "$@"; do
     case "$argument" in
         --dev) extras=dev ;;
+        --suites) extras=test,metaworld,gymnasium-robotics venv=.venv-suites ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; fail "unknown argument: $argument" ;;
     esac
@@ -81,8 +83,8 @@ make_venv() {
         version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
         install_packages "python$version-venv"
     fi
-    say "making .venv with $("$python" --version)"
-    "$python" -m venv --clear .venv || fail "this Python cannot make virtual environments; install its venv module"
+    say "making $venv with $("$python" --version)"
+    "$python" -m venv --clear "$venv" || fail "this Python cannot make virtual environments; install its venv module"
 }
 
 if has_apt; then
@@ -91,29 +93,34 @@ elif [ "$(uname -s)" = Linux ] && ! ldconfig -p 2>/dev/null | grep -q 'libEGL\.s
     say "no apt here: install EGL and a Mesa or GPU driver yourself (Fedora: libglvnd-egl libglvnd-opengl mesa-dri-drivers)"
 fi
 
-if [ -e .venv ] && ! new_enough .venv/bin/python; then
-    say "the .venv that is here does not run; making it anew"
+if [ -e "$venv" ] && ! new_enough "$venv/bin/python"; then
+    say "the $venv that is here does not run; making it anew"
 fi
-new_enough .venv/bin/python || make_venv
+new_enough "$venv/bin/python" || make_venv
 
-stamp=.venv/mrvlm-sim.stamp
-wanted=$(.venv/bin/python - <<'EOF'
+stamp=$venv/mrvlm-sim.stamp
+wanted=$("$venv/bin/python" - <<'EOF'
 import hashlib, pathlib
-inputs = b"".join(pathlib.Path(name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+names = ("pyproject.toml", "constraints.txt", "constraints-suites.txt")
+inputs = b"".join(pathlib.Path(name).read_bytes() for name in names)
 print(hashlib.sha256(inputs + str(pathlib.Path.cwd()).encode()).hexdigest())
 EOF
 )
 found=$(cat "$stamp" 2>/dev/null || true)
-if [ -x .venv/bin/mrvlm-sim ] && { [ "$found" = "$wanted $extras" ] || [ "$found" = "$wanted dev" ]; }; then
+if [ -x "$venv/bin/mrvlm-sim" ] && { [ "$found" = "$wanted $extras" ] || [ "$found" = "$wanted dev" ]; }; then
     say "Python packages are as pinned"
 else
-    target=.
-    if [ "$extras" = dev ]; then target=".[dev]"; fi
+    target=".[$extras]" constraints=constraints.txt
+    if [ "$extras" = base ]; then target=.; fi
+    if [ "$venv" = .venv-suites ]; then
+        constraints=$venv/constraints.txt  # all but MuJoCo as in constraints.txt
+        { grep -v '^mujoco' constraints.txt; cat constraints-suites.txt; } >"$constraints"
+    fi
     say "installing Python packages (a minute or more the first time)"
     rm -f "$stamp"
-    .venv/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
-        -c constraints.txt -e "$target" </dev/null
+    "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off \
+        -c "$constraints" -e "$target" </dev/null
     echo "$wanted $extras" >"$stamp"
 fi
 
-.venv/bin/mrvlm-sim doctor
+"$venv/bin/mrvlm-sim" doctor

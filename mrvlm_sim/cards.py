@@ -32,6 +32,15 @@ def read_card(path: Path, model: type[CardType]) -> CardType:
         raise UserError(f"no card at {path}; a {model.__name__} is expected there") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
+    return validate_card(path, values, model)
+
+
+def validate_card(path: Path, values: dict[str, Any], model: type[CardType]) -> CardType:
+    """A card from its values, which came from `path`.
+
+    Raises:
+        UserError: they break a rule of `model`.
+    """
     try:
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:

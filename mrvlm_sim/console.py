@@ -7,23 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mrvlm_sim.evaluation.episode import EpisodeRecord
+    from mrvlm_sim.evaluation.evaluate import Evaluation
+
 console = Console(width=None if sys.stdout.isatty() else 200)
 
 
 def print_report(folder: Path, table: "pd.DataFrame", reference: str, title: str, notes: Sequence[str]) -> None:
     from mrvlm_sim.evaluation.report import run_notes
-    from mrvlm_sim.evaluation.tables import pretty
+    from mrvlm_sim.evaluation.tables import pretty_tables
 
     if table.empty:
         console.print("no episode was finished")
     else:
-        print_table(pretty(table, reference), title)
+        for part in pretty_tables(table, reference):
+            print_table(part, title)
     for note in [*notes, *run_notes(folder)]:
         console.print(note, style="yellow", markup=False, soft_wrap=True)
     console.print(f"results: {folder}")
@@ -33,9 +38,9 @@ def print_table(frame: "pd.DataFrame", title: str) -> None:
     """Columns of text, wrapped where the terminal is narrow."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in frame:
-        table.add_column(str(column), justify="left" if column == frame.columns[0] else "right")
+        table.add_column(escape(str(column)), justify="left" if column == frame.columns[0] else "right")
     for row in frame.astype(str).itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
@@ -50,3 +55,21 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     with progress_bar() as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def run_with_progress(run: "Evaluation") -> bool:
+    """Run the evaluation under a progress bar with running rates; whether it was interrupted."""
+    done: dict[str, list[bool]] = {}
+    with progress_bar() as progress:
+        task = progress.add_task("episodes", total=len(run.jobs))
+
+        def advance(record: "EpisodeRecord") -> None:
+            done.setdefault(record.policy, []).append(record.success)
+            rate = f"{record.policy} {sum(done[record.policy])}/{len(done[record.policy])}"
+            progress.update(task, advance=1, description=rate)
+
+        try:
+            run.run(advance)
+        except KeyboardInterrupt:
+            return True
+    return False

@@ -37,9 +37,14 @@ def source_file(reference: str) -> Path:
     return Path(str(_load_module(module_name).__file__))
 
 
-def _load_module(name: str) -> ModuleType:
+def search_current_folder() -> None:
+    """Let modules in the current folder be imported, as `python -m` does."""
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does, so that a module in the current folder is found
+        sys.path.insert(0, "")
+
+
+def _load_module(name: str) -> ModuleType:
+    search_current_folder()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:

@@ -17,8 +17,9 @@ def data_folder(name: str) -> Path:
 
 
 def cards_in(folder: str, file_name: str) -> dict[str, Path]:
-    """Every card of one kind, by the name of the folder that holds it."""
-    return {path.parent.name: path for path in sorted(data_folder(folder).glob(f"*/{file_name}"))}
+    """Every card of one kind, by the path of the folder that holds it, such as `pick_place` or `metaworld/reach-v3`."""
+    base = data_folder(folder)
+    return {path.parent.relative_to(base).as_posix(): path for path in sorted(base.glob(f"**/{file_name}"))}
 
 
 def runs_folder() -> Path:

@@ -10,8 +10,12 @@ import numpy as np
 
 
 def seed_sequence(suite_seed: int, environment: str, episode: int, stream: str) -> np.random.SeedSequence:
-    """The root of one stream (numpy's SeedSequence mixes the four parts)."""
-    return np.random.SeedSequence([suite_seed, crc32(environment.encode()), episode, crc32(stream.encode())])
+    """The root of one stream (numpy's SeedSequence mixes the four parts).
+
+    What is set in brackets after the environment's name does not count: its episodes are the plain one's.
+    """
+    name = environment.partition("[")[0]
+    return np.random.SeedSequence([suite_seed, crc32(name.encode()), episode, crc32(stream.encode())])
 
 
 def generator(suite_seed: int, environment: str, episode: int, stream: str) -> np.random.Generator:

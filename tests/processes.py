@@ -12,7 +12,7 @@ from mrvlm_sim.paths import CHECKOUT
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The command line as a process of its own, in a process group of its own."""
+    """The command line as a process of its own, in a session of its own."""
     variables = {**os.environ, "PYTHONPATH": str(CHECKOUT), "NO_COLOR": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "mrvlm_sim.cli", *arguments],
@@ -20,14 +20,14 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def living(group: int) -> list[str]:
-    """Processes of a group that are not dead, by their command lines."""
-    found = []
+def living(session: int) -> dict[int, str]:
+    """Processes of a session that are not dead, and their command lines; some of Ray's have groups of their own."""
+    found = {}
     for folder in Path("/proc").iterdir():
         try:
-            state, _, process_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-            if folder.name.isdigit() and int(process_group) == group and state != "Z":
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
+            state, _, _, its_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if folder.name.isdigit() and int(its_session) == session and state != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
         except (OSError, ValueError):
             continue
     return found
@@ -43,12 +43,17 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def interrupt(process: subprocess.Popen[str], send: Callable[[int, int], None]) -> tuple[str, str]:
-    """Ctrl-C, then what was printed; nothing of the process's group may be left."""
+    """Ctrl-C, then what was printed; nothing of the process's session may be left."""
+    send(process.pid, signal.SIGINT)
+    return nothing_left(process)
+
+
+def nothing_left(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process printed until its end; nothing of its session may be left then."""
     try:
-        send(process.pid, signal.SIGINT)
         printed = process.communicate(timeout=60)
-        assert wait_for(lambda: living(process.pid) == [], 10), living(process.pid)
+        assert wait_for(lambda: living(process.pid) == {}, 10), living(process.pid)
         return printed
     finally:
-        if living(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
+        for left in living(process.pid):
+            os.kill(left, signal.SIGKILL)

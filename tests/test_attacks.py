@@ -18,7 +18,8 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.metrics import attacks
 from mrvlm_sim.metrics.attacks import PGD, Attack, DifferentiablePolicy, Noise
-from mrvlm_sim.sim.env import ManipulationEnv, Observation
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
 
 PYRAMIDS = {"wrist": PYRAMID}
@@ -32,7 +33,7 @@ def seen(env: ManipulationEnv) -> list[tuple[Frames, Observation]]:
     views = []
     for seed in range(5):
         observation, _ = env.reset(seed=seed)
-        views.append(({"wrist": env.renderer.frame(env.scene.data, "wrist", SIZE)}, observation))
+        views.append(({"wrist": env.renderer.frame("wrist", SIZE)}, observation))
     return views
 
 

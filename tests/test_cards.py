@@ -11,11 +11,11 @@ from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
-from mrvlm_sim.sim.card import EnvironmentCard, environment_cards
+from mrvlm_sim.sim.card import EnvironmentCard, environment_cards, is_external
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
 
-ENVIRONMENTS = environment_cards()
+ENVIRONMENTS = {name: path for name, path in environment_cards().items() if not is_external(path)}
 POLICIES = paths.cards_in("policies", "policy.toml")
 POLICY = next(iter(POLICIES.values()))
 ENVIRONMENT = ENVIRONMENTS["pick_place"]

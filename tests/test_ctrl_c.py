@@ -10,6 +10,8 @@ from processes import interrupt, start, wait_for
 
 from mrvlm_sim.evaluation.store import read_episodes
 
+pytestmark = pytest.mark.slow
+
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks for left processes in /proc")
 MANY = (
     "eval", "--env", "pick_place", "--policy", "expert", "--no-baselines", "--episodes", "5000", "--workers", "2",

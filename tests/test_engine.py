@@ -10,46 +10,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from engine import CLEAN, TROUBLE, carry_out, errors, outcomes, plan_of
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
+from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.evaluate import Evaluation, job_key
 from mrvlm_sim.evaluation.merge import merge_runs
-from mrvlm_sim.evaluation.runner import Workers, run_jobs
+from mrvlm_sim.evaluation.runner import Workers
 from mrvlm_sim.evaluation.runs import Plan
-from mrvlm_sim.evaluation.store import Key, planned_keys, read_episodes, read_log, read_sessions
+from mrvlm_sim.evaluation.store import planned_keys, read_episodes, read_sessions
 
-CLEAN = Condition()
+pytestmark = pytest.mark.slow
 EPISODES = 8
-Outcomes = dict[Key, dict[str, object]]
-
-
-def plan_of(*policies: str, episodes: int = EPISODES) -> Plan:
-    return Plan("pick_place", policies, (CLEAN,), 0, episodes)
-
-
-def carry_out(plan: Plan, folder: Path, workers: int = 0, **options: object) -> Outcomes:
-    evaluation = Evaluation(plan, folder, workers, **options)  # type: ignore[arg-type]
-    try:
-        evaluation.run(lambda _: None)
-    finally:
-        evaluation.finish()
-    return outcomes(folder)
-
-
-def outcomes(folder: Path) -> Outcomes:
-    """Everything that a run knows of its episodes, but for timings."""
-    found = {}
-    for row in read_episodes(folder).to_dict("records"):
-        key = Key(*(row[name] for name in Key._fields))
-        state, actions = read_log(folder, key)
-        found[key] = row | {"latency_ms": "", "state": state.tobytes(), "actions": actions.tobytes()}
-    return found
+TIMEOUT = 4.0
 
 
 @pytest.fixture
 def plan(tiny_folder: Path) -> Plan:
-    return plan_of("expert", "random", str(tiny_folder))
+    return plan_of("expert", "random", str(tiny_folder), episodes=EPISODES)
 
 
 def test_the_same_24_episodes_however_they_are_run(plan: Plan, tmp_path: Path) -> None:
@@ -111,58 +89,11 @@ def test_another_policy_of_the_same_name_is_refused(tmp_path: Path) -> None:
     assert len(read_episodes(tmp_path / "run")) == 1
 
 
-TROUBLE = """
-import os, time
-import numpy as np
-from pathlib import Path
-
-class Still:
-    def reset(self, episodes):
-        self.instruction = episodes[0].instruction
-    def act(self, observations):
-        return np.zeros((1, 5), np.float32)
-
-class Hangs(Still):
-    def act(self, observations):
-        if "put the red" in self.instruction:
-            time.sleep(600)
-        return super().act(observations)
-
-class Dies(Still):
-    def act(self, observations):
-        if "put the red" in self.instruction:
-            os._exit(3)
-        return super().act(observations)
-
-class DiesOnce(Still):
-    def act(self, observations):
-        flag = Path(__file__).with_name("died")
-        if "put the red" in self.instruction and not flag.exists():
-            flag.touch()
-            os._exit(3)
-        return super().act(observations)
-
-class Raises(Still):
-    def act(self, observations):
-        if "put the red" in self.instruction:
-            raise ValueError("I do not like red")
-        return super().act(observations)
-"""
-
-
-@pytest.mark.parametrize(
-    ("policy", "error"),
-    [
-        ("Hangs", "TimeoutError: not finished after 4 s"),
-        ("Dies", "WorkerDied: two worker processes died of it (exit code 3)"),
-        ("DiesOnce", ""),
-        ("Raises", "ValueError: I do not like red"),
-    ],
-)
+@pytest.mark.parametrize(("policy", "error"), errors(TIMEOUT).items())
 def test_trouble_costs_the_episode_and_never_the_run(policy: str, error: str, tmp_path: Path) -> None:
     (tmp_path / "trouble.py").write_text(TROUBLE)
     plan = plan_of(f"{tmp_path / 'trouble.py'}:{policy}", episodes=6)
-    rows = carry_out(plan, tmp_path / "run", workers=2, timeout=4.0)
+    rows = carry_out(plan, tmp_path / "run", workers=2, timeout=TIMEOUT)
     calm = carry_out(plan_of(f"{tmp_path / 'trouble.py'}:Still", episodes=6), tmp_path / "calm")
     red = {key.episode for key, row in calm.items() if "put the red" in str(row["instruction"])}
     assert 0 < len(red) < 6
@@ -194,7 +125,8 @@ def test_a_record_says_the_same_from_any_process(plan: Plan, tmp_path: Path) -> 
     jobs = plan.jobs(tmp_path, plan.load()[0])[::7]
 
     def records(workers: int) -> list[dict]:
-        rows: list[EpisodeRecord] = sorted(run_jobs(jobs, workers), key=lambda record: (record.policy, record.episode))
+        with Workers(workers) as pool:
+            rows = sorted(pool.run(jobs), key=lambda record: (record.policy, record.episode))
         return [asdict(row) | {"latency_ms": []} for row in rows]
 
     assert records(0) == records(2)

@@ -18,7 +18,7 @@ from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.report import run_notes
 from mrvlm_sim.evaluation.runs import Plan
-from mrvlm_sim.evaluation.store import read_episodes
+from mrvlm_sim.evaluation.store import Key, read_episodes, read_log
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
 
@@ -136,6 +136,20 @@ class TestEvaluation:
         text = (tmp_path / "run" / "table.md").read_text()
         assert [name in text for name in ("| expert", "| Raises", "| Misfit")] == [True, True, False]
         assert [note in text for note in ("left out Misfit", "actions of size 7", "OSError: lost")] == [True] * 3
+
+    def test_a_policy_that_changed_since_the_last_run_is_loaded_anew(self, tmp_path: Path) -> None:
+        path, logs = tmp_path / "changes.py", []
+        for value in (0.1, 0.2):
+            path.write_text(
+                f"import numpy as np\nclass Changes:\n    def reset(self, episodes): ...\n"
+                f"    def act(self, observations):\n        return np.full((1, 5), {value})\n"
+            )
+            folder = tmp_path / str(value)
+            evaluation = Evaluation(Plan("pick_place", (f"{path}:Changes",), (CLEAN,), 0, 1), folder, workers=0)
+            evaluation.run(lambda _: None)
+            evaluation.finish()
+            logs.append(read_log(folder, Key("Changes", "clean", 0, 0))[1])
+        assert [float(log.mean()) for log in logs] == [pytest.approx(0.1), pytest.approx(0.2)]
 
     def test_if_nothing_fits_nothing_runs(self, misfits: Path, tmp_path: Path) -> None:
         plan = Plan("pick_place", (f"{misfits}:Misfit", "exprt"), (CLEAN,), 0, 2)

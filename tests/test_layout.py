@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LAYERS = (
-    {"cli", "console", "doctor", "__main__"},
+    {"cli", "__main__"},
+    {"commands"},
+    {"console", "doctor"},
     {"evaluation"},
     {"training"},
     {"agents"},

@@ -17,12 +17,13 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.models import encode_words
 from mrvlm_sim.seeding import generator
-from mrvlm_sim.sim.env import ManipulationEnv, Observation
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers import MultiResolutionTokens
 
 
 def episode_start(env: ManipulationEnv, instruction: str = "put it there", seed: int = 0) -> EpisodeStart:
-    return EpisodeStart(instruction, np.random.default_rng(seed), env)
+    return EpisodeStart(instruction, np.random.default_rng(seed), env.action_size, env)
 
 
 def looks(env: ManipulationEnv, count: int, source: str = "nested") -> list[Observation]:
@@ -109,7 +110,7 @@ class TestTrainedPolicy:
             observation, _ = wrapped.reset(seed=seed)
             batch = batch_of_one(observation)
             decided = tiny.decide(batch, encode_words(batch["instruction"]))
-            frame = torch.from_numpy(env.renderer.frame(env.scene.data, "wrist", PYRAMID.frame_size) / 255.0).float()
+            frame = torch.from_numpy(env.renderer.frame("wrist", PYRAMID.frame_size) / 255.0).float()
             origins = {"wrist": wrapped.origins["wrist"][None]}
             frames = {"wrist": frame.requires_grad_()}
             chunks = tiny.action_chunks(frames, origins, observation)

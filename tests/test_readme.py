@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import gymnasium
+import pandas as pd
 import pytest
 
 from mrvlm_sim.agents.registry import load_policy
@@ -37,6 +38,16 @@ def test_the_wrapper_example_runs() -> None:
 @pytest.mark.parametrize("run", ["clean", "attacked"])
 def test_the_tables_are_the_published_ones(run: str) -> None:
     assert (ROOT / "results" / f"pick_place-{run}" / "table.md").read_text(encoding="utf-8") in README
+
+
+def test_the_suite_and_the_shifts_are_the_published_ones() -> None:
+    assert (ROOT / "results" / "suite" / "suite.md").read_text(encoding="utf-8") in README
+    rows = pd.read_csv(ROOT / "results" / "pick_place-shifts" / "episodes.csv")
+    counts = rows.pivot_table(index="condition", columns="policy", values="success", aggfunc="sum", sort=False)
+    arms = ["uniform-256", "uniform-49", "pyramid-48-cross", "pyramid-48-embedded", "pyramid-48-sequence"]
+    for condition, line in counts[arms].astype(int).iterrows():
+        cells = " \\| ".join(rf" *{count}" for count in line)
+        assert re.search(rf"\| {condition} +\| {cells} \|", README), condition
 
 
 def test_links_lead_somewhere() -> None:

@@ -20,7 +20,7 @@ from websockets.sync.server import serve as listen
 
 from mrvlm_sim.agents.registry import load_policy, policy_name
 from mrvlm_sim.agents.remote import RemotePolicy
-from mrvlm_sim.agents.serve import Batcher, policy_server
+from mrvlm_sim.agents.serve import BatchedPolicy, Batcher, policy_server
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.agents.wire import PROTOCOL, pack, unpack
 from mrvlm_sim.errors import UserError
@@ -60,6 +60,19 @@ def pretending(answer: Callable[[ServerConnection], None]) -> Iterator[str]:
         yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
         server.shutdown()
         thread.join()
+
+
+HOLDS = """
+import numpy as np
+
+class Holds:
+    def reset(self, episodes): ...
+    def act(self, observations):
+        return np.zeros((1, 5))
+    def close(self):
+        with open("closed", "a") as file:
+            file.write("x")
+"""
 
 
 def run(env: ManipulationEnv, policy: Any, episode: int = 0) -> EpisodeRecord:
@@ -122,12 +135,24 @@ class TestServer:
             for _ in range(5)
         ]
         words = [encode_words([f"put the {colour} cube away"]) for colour in "abcde"]
+        clients = [BatchedPolicy(batcher) for _ in range(5)]
         with ThreadPoolExecutor(5) as pool:
-            answers = list(pool.map(batcher.decide, looks, words))
-        assert sum(sizes) == 5
-        assert max(sizes) > 1
+            list(pool.map(BatchedPolicy.decide, clients, looks, words))  # now it knows of all of them
+            sizes.clear()
+            answers = list(pool.map(BatchedPolicy.decide, clients, looks, words))
+        assert sizes == [5]
         for answer, look, text in zip(answers, looks, words, strict=True):
             assert np.abs(answer - decide(look, text)).max() < 1e-5
+
+    def test_one_alone_is_not_kept_waiting(self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mrvlm_sim.agents.serve.GATHERING", 1000.0)
+        client, pyramid = BatchedPolicy(Batcher(tiny)), tiny.card.cameras["wrist"]
+        look = {
+            "wrist/tokens": np.zeros((1, pyramid.tokens, 3 * pyramid.patch**2), np.uint8),
+            "wrist/boxes": pyramid.token_boxes(pyramid.centred())[None],
+            "proprio": np.zeros((1, 7), np.float32),
+        }
+        assert client.decide(look, encode_words(["go"])).shape == (1, tiny.card.network.chunk, 5)
 
     def test_a_look_of_the_wrong_shape_costs_its_own_client_only(
         self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch
@@ -140,9 +165,20 @@ class TestServer:
             "proprio": np.zeros((1, 7), np.float32),
         }
         looks = [look, look | {"proprio": np.zeros((1, 3), np.float32)}, look]
+        clients = [BatchedPolicy(batcher) for _ in looks]
         with ThreadPoolExecutor(3) as pool:
-            answers = [pool.submit(batcher.decide, one, encode_words(["go"])) for one in looks]
+            for _ in range(2):  # the second time, all are waited for
+                decisions = zip(clients, looks, strict=True)
+                answers = [pool.submit(client.decide, one, encode_words(["go"])) for client, one in decisions]
         assert [answer.exception() is None for answer in answers] == [True, False, True]
+
+    def test_when_a_client_leaves_its_policy_lets_go(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "holds.py").write_text(HOLDS)
+        monkeypatch.chdir(tmp_path)
+        with serving("holds.py:Holds") as address:
+            RemotePolicy(address).close()
+            RemotePolicy(address).close()
+        assert (tmp_path / "closed").read_text() == "xx"
 
     def test_the_expert_is_not_served(self) -> None:
         with pytest.raises(UserError, match="the expert looks at the simulation itself"):
@@ -154,7 +190,7 @@ class TestServer:
             unpack(connection.recv())
             connection.send(message)
             assert list(unpack(connection.recv(timeout=5))) == ["error"]
-            connection.send(pack({"type": "reset", "instruction": "go", "seed": 0}))
+            connection.send(pack({"type": "reset", "instruction": "go", "seed": 0, "action_size": 5}))
             assert unpack(connection.recv(timeout=5))["ready"] is True
             connection.send(pack({"type": "act", "observation": {}}))
             assert unpack(connection.recv(timeout=5))["server_ms"] >= 0

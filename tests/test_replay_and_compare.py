@@ -43,6 +43,20 @@ def own(tiny_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+LOOKS = """
+import numpy as np
+from mrvlm_sim.agents.policy import Requirements
+from mrvlm_sim.vision import Pyramid
+
+class Looks:
+    requirements = Requirements(cameras={"scene": Pyramid(frame_size=64, patch=16, grids=(2, 2))})
+
+    def reset(self, episodes): ...
+    def act(self, observations):
+        return np.zeros((len(observations["scene/tokens"]), 5))
+"""
+
+
 class TestReplay:
     @pytest.mark.parametrize("policy", ["expert", "random"])
     def test_it_ends_as_it_did(self, runs: tuple[Path, Path], policy: str) -> None:
@@ -50,6 +64,15 @@ class TestReplay:
             replayed = replay(runs[0], Key(policy, "clean", 0, episode))
             assert replayed.differences == ()
             assert (replayed.success, replayed.steps > 5) == (policy == "expert", True)
+
+    def test_the_film_shows_what_a_policy_of_ones_own_saw(self, tmp_path: Path) -> None:
+        (tmp_path / "looks.py").write_text(LOOKS)
+        plan = Plan("pick_place", (f"{tmp_path / 'looks.py'}:Looks",), (Condition(),), 0, 1)
+        evaluation = Evaluation(plan, tmp_path / "run", workers=0)
+        evaluation.run(lambda _: None)
+        evaluation.finish()
+        replay(tmp_path / "run", Key("Looks", "clean", 0, 0), tmp_path / "film.mp4", height=90)
+        assert iio.imread(tmp_path / "film.mp4", plugin="pyav").shape[2] >= 120 + 2 * 90
 
     def test_the_film_shows_every_step_and_what_the_policy_saw(self, own: Path, tmp_path: Path) -> None:
         replayed = replay(own, find_episode(own, 0, None, "clean"), tmp_path / "film.mp4", height=120)

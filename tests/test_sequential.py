@@ -8,6 +8,8 @@ from scipy.integrate import quad
 
 from mrvlm_sim.metrics.sequential import e_value, verdict
 
+pytestmark = pytest.mark.slow
+
 
 def first_decision(rng: np.random.Generator, rates: tuple[float, float], episodes: int, every: int) -> int | None:
     """After how many episodes two arms of these rates are told apart, if ever."""

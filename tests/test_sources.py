@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.sim.env import ManipulationEnv, Observation
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.tasks import make_env
 from mrvlm_sim.vision import Jitter, Pyramid, unpatchify
 from mrvlm_sim.wrappers import MultiResolutionTokens

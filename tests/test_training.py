@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.sim.env import ManipulationEnv, decode_instruction, simulator_state
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import decode_instruction, simulator_state
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.bc import Dataset, Trainer, schedule
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.views import STRIDE, MarginViews, kept_frames, margins, render_views
 from mrvlm_sim.vision import Jitter, Pyramid, unpatchify
+
+pytestmark = pytest.mark.slow
 
 SMALL = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4), jitter=Jitter(tremor=0.2, drift=0.1))
 UPDATES = 6
@@ -129,7 +132,7 @@ def lived(demos: Demonstrations, env: ManipulationEnv) -> tuple[Demonstrations, 
     for _ in range(20):
         states.append(simulator_state(env))
         proprio.append(observation["proprio"])
-        frames.append(env.renderer.frame(env.scene.data, "wrist", 128))
+        frames.append(env.renderer.frame("wrist", 128))
         observation, *_ = env.step(env.task.expert_action(env.scene))
     return replace(demos, states=np.array(states), proprio=np.array(proprio)), frames
 
@@ -145,7 +148,7 @@ class TestRestore:
         assert (simulator_state(env) == lived[0].states[moment]).all()
 
     def test_it_brings_back_the_frame(self, env: ManipulationEnv, lived: tuple, moment: int) -> None:
-        assert psnr(env.renderer.frame(env.scene.data, "wrist", 128), lived[1][moment]) >= 45
+        assert psnr(env.renderer.frame("wrist", 128), lived[1][moment]) >= 45
 
     def test_it_brings_back_the_pose(self, env: ManipulationEnv, lived: tuple, moment: int) -> None:
         assert env.scene.proprioception()[:6] == pytest.approx(lived[0].proprio[moment, :6], abs=1e-5)
@@ -188,7 +191,7 @@ class TestMarginViews:
         for frame, seen, origins in zip(frames, tokens, corners, strict=True):
             env.reset(seed=int(demos.reset_seeds[demos.episode[frame]]))
             demos.restore(env, frame)
-            rendered = env.renderer.views(env.scene.data, "wrist", SMALL.boxes(origins), SMALL.view_sizes)
+            rendered = env.renderer.views("wrist", SMALL.boxes(origins), SMALL.view_sizes)
             for ours, theirs in zip(unpatchify(seen, SMALL), rendered, strict=True):
                 likeness.append(psnr(ours, theirs))
         assert min(likeness) >= 30  # rarely, an edge slips by one sample of the rasteriser's grid

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PROBE = """
 import json, mujoco, mrvlm_sim
@@ -47,7 +48,9 @@ def test_the_wheel_carries_cards_and_scenes(installed: Path, tmp_path: Path) -> 
     found = json.loads(run(sys.executable, "-c", PROBE, cwd=tmp_path, PYTHONPATH=str(installed)))
     assert Path(found["package"]).is_relative_to(installed)
     assert found["version"] == "0.1.0"
-    assert found["environments"] == sorted(path.parent.name for path in (ROOT / "envs").glob("*/env.toml"))
+    assert found["environments"] == sorted(
+        path.parent.relative_to(ROOT / "envs").as_posix() for path in (ROOT / "envs").rglob("env.toml")
+    )
     assert found["policies"] == sorted(path.parent.name for path in (ROOT / "policies").glob("*/policy.toml"))
     assert found["joints"] > 7
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.sim.env import ACTION_SIZE, ManipulationEnv, Observation, decode_instruction
+from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, decode_instruction
 from mrvlm_sim.vision import Pyramid
 
 Observations = Mapping[str, Any]  # arrays with a leading axis of B episodes; `instruction` is a list of B strings
@@ -18,8 +18,9 @@ class Requirements:
     """What a policy needs from the environment; compared with it before the first episode."""
 
     cameras: Mapping[str, Pyramid] = field(default_factory=dict)
-    action_size: int = ACTION_SIZE
+    action_size: int | None = None  # None: whatever the environment takes
     frame_interval: int = 1  # the policy looks at new tokens once in this many steps
+    expert: bool = False  # the policy asks the environment's scripted expert
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class EpisodeStart:
 
     instruction: str
     rng: np.random.Generator
-    env: ManipulationEnv  # for the scripted expert, which may look at the true state; others should not
+    action_size: int
+    env: SuiteEnv | None = None  # for the scripted expert, which may look at the true state; others should not
 
 
 class Policy(Protocol):
@@ -40,6 +42,13 @@ class Policy(Protocol):
 
     def act(self, observations: Observations) -> np.ndarray:
         """Actions (B, action_size) in [-1, 1] for one step of every episode."""
+
+
+def close(policy: Policy) -> None:
+    """Let go of what a policy holds open, such as a connection; most hold nothing."""
+    hang_up = getattr(policy, "close", None)
+    if callable(hang_up):
+        hang_up()
 
 
 def requirements_of(policy: Policy) -> Requirements:
@@ -60,7 +69,7 @@ def requirements_of(policy: Policy) -> Requirements:
     return requirements
 
 
-def check_compatible(policy: Policy, env: ManipulationEnv) -> None:
+def check_compatible(policy: Policy, env: SuiteEnv) -> None:
     """Compare what the policy needs with what the environment gives.
 
     Raises:
@@ -72,11 +81,13 @@ def check_compatible(policy: Policy, env: ManipulationEnv) -> None:
             raise UserError(f"a policy has the methods reset and act; {name} has no {method}")
     for camera, pyramid in needs.cameras.items():
         if camera not in env.cameras:
-            raise unknown_name(f"camera of {env.card.id}, asked for by {name},", camera, env.cameras)
+            raise unknown_name(f"camera of {env.name}, asked for by {name},", camera, env.cameras)
         if not isinstance(pyramid, Pyramid):
             raise UserError(f"{name} asks for camera {camera!r} with {pyramid!r}; a Pyramid is expected")
-    if needs.action_size != ACTION_SIZE:
-        raise UserError(f"{name} gives actions of size {needs.action_size}, {env.card.id} takes {ACTION_SIZE}")
+    if needs.action_size not in (None, env.action_size):
+        raise UserError(f"{name} gives actions of size {needs.action_size}, {env.name} takes {env.action_size}")
+    if needs.expert and not env.has_expert:
+        raise UserError(f"{env.name} has no scripted expert; name one on its card, or leave out {name}")
     if needs.frame_interval < 1:
         raise UserError(f"{name} has frame_interval {needs.frame_interval}; it must be at least 1")
 
@@ -88,15 +99,15 @@ def batch_of_one(observation: Observation) -> dict[str, Any]:
     return batch
 
 
-def check_actions(actions: Any, batch: int) -> np.ndarray:
-    """The policy's answer as float (batch, ACTION_SIZE).
+def check_actions(actions: Any, shape: tuple[int, int]) -> np.ndarray:
+    """The policy's answer as float (batch, action_size).
 
     Raises:
         ValueError: wrong shape, not finite, or beyond [-1, 1].
     """
     actions = np.asarray(actions)
-    if actions.shape != (batch, ACTION_SIZE):
-        raise ValueError(f"act must return shape {(batch, ACTION_SIZE)}, it returned {actions.shape}")
+    if actions.shape != shape:
+        raise ValueError(f"act must return shape {shape}, it returned {actions.shape}")
     if not np.issubdtype(actions.dtype, np.number) or not np.isfinite(actions).all():
         raise ValueError(f"act must return finite numbers, it returned {actions.tolist()}")
     if np.abs(actions).max() > 1 + 1e-6:

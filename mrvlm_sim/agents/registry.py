@@ -1,23 +1,48 @@
 """From what stands after `--policy` to a policy."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.card import PolicyCard
-from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.agents.openpi import SCHEME, OpenPiCard, OpenPiPolicy, card_of_address
+from mrvlm_sim.agents.policy import Policy, check_compatible, close
 from mrvlm_sim.agents.remote import RemotePolicy
+from mrvlm_sim.agents.sb3 import load_sb3, sb3_identity
 from mrvlm_sim.agents.trained import CARD, load_trained, sha256
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.loading import load_object, source_file
 from mrvlm_sim.paths import cards_in
+from mrvlm_sim.sim.card import ExternalCard
+from mrvlm_sim.sim.suite_env import SuiteEnv
+from mrvlm_sim.tasks import environment_card, split_settings
 
 PLUGINS = "mrvlm_sim.policies"  # group of entry points
 ADDRESSES = ("ws://", "wss://")
 BASELINES: dict[str, Callable[[], Policy]] = {"expert": ScriptedExpert, "random": RandomPolicy, "noop": NoOpPolicy}
+Identity = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to name a policy: which references are meant for it, and what follows from such a reference."""
+
+    meant: Callable[[str], bool]
+    load: Callable[[str, bool], Policy]  # with whether unpickling is allowed
+    identity: Callable[[str, Policy | None], Identity]  # with the policy, if it is loaded already
+    name: Callable[[str], str] = str
+
+
+@runtime_checkable
+class ChecksEnvironment(Protocol):
+    """A policy that can say more than `Requirements` about whether an environment suits it."""
+
+    def check_environment(self, env: SuiteEnv) -> None:
+        """Raises a UserError that names both sides if it does not."""
 
 
 def arm_cards() -> dict[str, Path]:
@@ -38,9 +63,17 @@ def arm_card(name: str) -> tuple[PolicyCard, Path]:
 
 
 def shipped_arms(environment: str) -> list[str]:
-    """Names of the arms with weights for an environment."""
-    named = {name: read_card(path, PolicyCard) for name, path in arm_cards().items()}
-    return [name for name, card in named.items() if card.weights is not None and card.environment == environment]
+    """Names of the arms with weights for an environment, whatever is set in it."""
+    name, _ = split_settings(environment)
+    named = {arm: read_card(path, PolicyCard) for arm, path in arm_cards().items()}
+    return [arm for arm, card in named.items() if card.weights is not None and card.environment == name]
+
+
+def fitting_baselines(environment: str) -> list[str]:
+    """Names of the baselines that can act in an environment: all, but for the expert where there is none."""
+    card, _ = environment_card(environment)
+    blind = isinstance(card, ExternalCard) and card.expert is None
+    return [name for name in BASELINES if not (blind and name == "expert")]
 
 
 def plugins() -> dict[str, EntryPoint]:
@@ -48,24 +81,52 @@ def plugins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=PLUGINS)}
 
 
-def load_policy(reference: str) -> Policy:
-    """A policy by the name of an arm, baseline or plugin, `module:Class`, `file.py:Class`, folder or `ws://` address.
+def load_policy(reference: str, trust_pickle: bool = False) -> Policy:
+    """A policy by what stands after `--policy`, see `KINDS`.
 
     Raises:
         UserError: nothing of that name, or it cannot be loaded.
     """
-    if reference in BASELINES:
-        return BASELINES[reference]()
-    if reference in arm_cards():
-        return load_trained(arm_cards()[reference].parent)
-    if reference in plugins():
-        return _build(plugins()[reference].value)
-    if reference.startswith(ADDRESSES):
-        return RemotePolicy(reference)
-    if ":" in reference:
-        return _build(reference)
-    if Path(reference).is_dir():
-        return load_trained(Path(reference))
+    return _kind(reference).load(reference, trust_pickle)
+
+
+def load_for(reference: str, env: SuiteEnv, trust_pickle: bool = False) -> Policy:
+    """A policy that was compared with the environment.
+
+    Raises:
+        UserError: it cannot be loaded, or does not fit, naming both sides.
+    """
+    policy = load_policy(reference, trust_pickle)
+    try:
+        check_compatible(policy, env)
+        if isinstance(policy, ChecksEnvironment):
+            policy.check_environment(env)
+    except UserError:
+        close(policy)
+        raise
+    return policy
+
+
+def policy_name(reference: str) -> str:
+    """How a policy is called in tables: the arm's, folder's, file's or class's name, or its address."""
+    return next((kind.name(reference) for kind in KINDS if kind.meant(reference)), _folder_name(reference))
+
+
+def policy_identity(reference: str, policy: Policy | None = None) -> Identity:
+    """What a policy is, as far as can be told: its card (with the weights' hash), or its file's hash.
+
+    A remote policy tells its own when it is connected to; `policy` saves a second connection.
+
+    Raises:
+        UserError: nothing of that name, or a malformed card.
+    """
+    return _kind(reference).identity(reference, policy)
+
+
+def _kind(reference: str) -> Kind:
+    for kind in KINDS:
+        if kind.meant(reference):
+            return kind
     raise unknown_name("policy", reference, [*arm_cards(), *BASELINES, *plugins()])
 
 
@@ -81,34 +142,80 @@ def _build(reference: str) -> Policy:
         raise UserError(f"{reference}() failed: {type(error).__name__}: {error}") from error
 
 
-def policy_name(reference: str) -> str:
-    """How a policy is called in tables: the arm's, folder's or class's name (of `train`'s `policy`, its parent's)."""
-    if reference.startswith(ADDRESSES):
-        return reference.partition("://")[2]
-    if ":" in reference:
-        return reference.rpartition(":")[2]
+def _folder_name(reference: str) -> str:
     folder = Path(reference).resolve()
-    return folder.parent.name if folder.name == "policy" else folder.name
+    return folder.parent.name if folder.name == "policy" else folder.name  # `train` calls its result `policy`
 
 
-def policy_identity(reference: str, policy: Policy | None = None) -> dict[str, Any]:
-    """What a policy is, as far as can be told: its card (with the weights' hash), or its source file's hash.
-
-    A remote policy tells its own when it is connected to; `policy` saves a second connection.
-
-    Raises:
-        UserError: nothing of that name, or a malformed card.
-    """
-    if reference in BASELINES:
-        return {"baseline": reference}
-    if reference not in arm_cards():
-        if reference in plugins():
-            point = plugins()[reference]
-            return {"entry point": point.value, "version": point.dist.version if point.dist else ""}
-        if reference.startswith(ADDRESSES):
-            remote = policy if isinstance(policy, RemotePolicy) else RemotePolicy(reference)
-            return {"address": reference, "served": remote.metadata.get("identity")}
-        if ":" in reference:
-            return {"source": sha256(source_file(reference))}
-    path = arm_cards().get(reference, Path(reference) / CARD)
+def _card_identity(path: Path) -> Identity:
     return {"card": read_card(path, PolicyCard).model_dump(mode="json")}
+
+
+def _plugin_identity(name: str) -> Identity:
+    point = plugins()[name]
+    return {"entry point": point.value, "version": point.dist.version if point.dist else ""}
+
+
+def _openpi_identity(card: OpenPiCard, policy: Policy | None) -> Identity:
+    client = policy if isinstance(policy, OpenPiPolicy) else OpenPiPolicy(card)
+    return {"card": card.model_dump(mode="json"), "served": repr(client.metadata)}
+
+
+def _remote_identity(address: str, policy: Policy | None) -> Identity:
+    remote = policy if isinstance(policy, RemotePolicy) else RemotePolicy(address)
+    return {"address": address, "served": remote.metadata.get("identity")}
+
+
+KINDS = (  # the first that is meant is taken
+    Kind(
+        meant=lambda name: name in BASELINES,
+        load=lambda name, _: BASELINES[name](),
+        identity=lambda name, _: {"baseline": name},
+    ),
+    Kind(  # arm
+        meant=lambda name: name in arm_cards(),
+        load=lambda name, _: load_trained(arm_cards()[name].parent),
+        identity=lambda name, _: _card_identity(arm_cards()[name]),
+    ),
+    Kind(
+        meant=lambda name: name in plugins(),
+        load=lambda name, _: _build(plugins()[name].value),
+        identity=lambda name, _: _plugin_identity(name),
+    ),
+    Kind(
+        meant=lambda address: address.startswith(ADDRESSES),
+        load=lambda address, _: RemotePolicy(address),
+        identity=_remote_identity,
+        name=lambda address: address.partition("://")[2],
+    ),
+    Kind(
+        meant=lambda address: address.startswith(SCHEME),
+        load=lambda address, _: OpenPiPolicy(card_of_address(address)),
+        identity=lambda address, policy: _openpi_identity(card_of_address(address), policy),
+        name=lambda address: address.removeprefix(SCHEME),
+    ),
+    Kind(  # card of an openpi server
+        meant=lambda path: path.endswith(".toml"),
+        load=lambda path, _: OpenPiPolicy(read_card(Path(path), OpenPiCard)),
+        identity=lambda path, policy: _openpi_identity(read_card(Path(path), OpenPiCard), policy),
+        name=lambda path: Path(path).stem,
+    ),
+    Kind(  # model of stable-baselines3
+        meant=lambda path: path.endswith(".zip"),
+        load=lambda path, trust_pickle: load_sb3(Path(path), trust_pickle),
+        identity=lambda path, _: sb3_identity(Path(path)),
+        name=lambda path: Path(path).stem,
+    ),
+    Kind(  # module:Class, file.py:Class
+        meant=lambda reference: ":" in reference,
+        load=lambda reference, _: _build(reference),
+        identity=lambda reference, _: {"source": sha256(source_file(reference))},
+        name=lambda reference: reference.rpartition(":")[2],
+    ),
+    Kind(
+        meant=lambda path: Path(path).is_dir(),
+        load=lambda path, _: load_trained(Path(path)),
+        identity=lambda path, _: _card_identity(Path(path) / CARD),
+        name=_folder_name,
+    ),
+)

@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
+from mrvlm_sim.agents.connection import NOBODY_THERE, Connection
 from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
-from mrvlm_sim.agents.wire import LARGEST_MESSAGE, PROTOCOL, pack, unpack
+from mrvlm_sim.agents.wire import PROTOCOL
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.vision import Pyramid
 
@@ -26,11 +24,11 @@ class RemotePolicy:
 
     def __init__(self, address: str, patience: float = PATIENCE) -> None:
         self.address, self.patience = address, patience
-        self._open, self._connections = ExitStack(), list[ClientConnection]()
+        self._connections = list[Connection]()
         try:
             self.metadata = self._connect()
             self.requirements = _requirements(self.metadata)
-        except (OSError, ValueError, TimeoutError, LookupError, TypeError, AttributeError, WebSocketException) as error:
+        except (*NOBODY_THERE, LookupError, TypeError, AttributeError) as error:
             self.close()
             raise UserError(f"no policy answers at {address} ({error}); start one: mrvlm-sim serve POLICY") from error
 
@@ -38,8 +36,7 @@ class RemotePolicy:
         while len(self._connections) < len(episodes):
             self._connect()
         self._active = self._connections[: len(episodes)]
-        starts = [{"instruction": e.instruction, "seed": int(e.rng.integers(2**32))} for e in episodes]
-        self._ask([{"type": "reset", **start} for start in starts], "ready")
+        self._ask([_reset_message(episode) for episode in episodes], "ready")
 
     def act(self, observations: Observations) -> np.ndarray:
         arrays = {key: value for key, value in observations.items() if isinstance(value, np.ndarray)}
@@ -51,22 +48,16 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Hang up."""
-        self._connections = []
-        self._open.close()
+        while self._connections:
+            self._connections.pop().close()
 
     def _ask(self, questions: list[dict[str, Any]], wanted: str) -> list[dict[str, Any]]:
         """One question on every active connection; all are sent before the first answer is waited for."""
         try:
             for connection, question in zip(self._active, questions, strict=True):
-                connection.send(pack(question))
-            answers = [unpack(connection.recv(timeout=self.patience)) for connection in self._active]
-        except TimeoutError as error:
-            self.close()
-            raise TimeoutError(f"{self.address} did not answer within {self.patience:g} s") from error
-        except ConnectionClosed as error:
-            self.close()
-            raise ConnectionError(f"{self.address} hung up ({error})") from error
-        except ValueError:
+                connection.send(question)
+            answers = [connection.receive() for connection in self._active]
+        except (OSError, ValueError):
             self.close()
             raise
         for answer in answers:
@@ -77,18 +68,21 @@ class RemotePolicy:
     def _connect(self) -> dict[str, Any]:
         """One more connection; returns what the server says of its policy."""
         token = os.environ.get(TOKEN_VARIABLE)
-        headers = {"Authorization": f"Bearer {token}"} if token else None
-        connection = self._open.enter_context(
-            connect(self.address, additional_headers=headers, max_size=LARGEST_MESSAGE, compression=None, proxy=None)
-        )
-        metadata = unpack(connection.recv(timeout=self.patience))
-        if metadata.get("protocol") != PROTOCOL:
-            self.close()
-            raise ValueError(f"it speaks {metadata.get('protocol')!r}, not {PROTOCOL!r}")
+        connection = Connection(self.address, self.patience, f"Bearer {token}" if token else None)
+        spoken = connection.greeting.get("protocol")
+        if spoken != PROTOCOL:
+            connection.close()
+            raise ValueError(f"it speaks {spoken!r}, not {PROTOCOL!r}")
         self._connections.append(connection)
-        return metadata
+        return connection.greeting
 
 
 def _requirements(metadata: dict[str, Any]) -> Requirements:
     cameras = {name: Pyramid.model_validate_json(text) for name, text in metadata["cameras"].items()}
-    return Requirements(cameras, int(metadata["action_size"]), int(metadata["frame_interval"]))
+    size = metadata["action_size"]
+    return Requirements(cameras, None if size is None else int(size), int(metadata["frame_interval"]))
+
+
+def _reset_message(episode: EpisodeStart) -> dict[str, Any]:
+    seed = int(episode.rng.integers(2**32))
+    return {"type": "reset", "instruction": episode.instruction, "seed": seed, "action_size": episode.action_size}

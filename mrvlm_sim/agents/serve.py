@@ -5,9 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from http import HTTPStatus
 from queue import Empty, SimpleQueue
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,13 +20,15 @@ from websockets.sync.server import Server, ServerConnection
 from websockets.sync.server import serve as listen
 
 from mrvlm_sim.agents.baselines import ScriptedExpert
-from mrvlm_sim.agents.policy import EpisodeStart, Observations, Policy, requirements_of
+from mrvlm_sim.agents.policy import EpisodeStart, Observations, Policy, close, requirements_of
 from mrvlm_sim.agents.registry import load_policy, policy_identity
+from mrvlm_sim.agents.sb3 import SB3Policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.agents.wire import LARGEST_MESSAGE, PROTOCOL, pack, unpack
 from mrvlm_sim.errors import UserError
 
 GATHERING = 0.003  # seconds that the first of a batch waits for others
+ACTIVE = 1.0  # seconds since its last decision for which a client is waited for
 LARGEST_BATCH = 32
 
 
@@ -33,10 +37,15 @@ class Batcher:
 
     def __init__(self, policy: TrainedPolicy) -> None:
         self.policy = policy
+        self._lock = threading.Lock()
+        self._asked: WeakKeyDictionary[object, float] = WeakKeyDictionary()  # when each client did last
         self._waiting: SimpleQueue[tuple[Observations, torch.Tensor, Future[np.ndarray]]] = SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def decide(self, observations: Observations, words: torch.Tensor) -> np.ndarray:
+    def decide(self, client: object, observations: Observations, words: torch.Tensor) -> np.ndarray:
+        """The chunks for one client's observations."""
+        with self._lock:
+            self._asked[client] = time.monotonic()
         answer: Future[np.ndarray] = Future()
         self._waiting.put((observations, words, answer))
         return answer.result()
@@ -45,12 +54,18 @@ class Batcher:
         while True:
             batch = [self._waiting.get()]
             deadline = time.monotonic() + GATHERING
-            while len(batch) < LARGEST_BATCH and (left := deadline - time.monotonic()) > 0:
+            expected = min(LARGEST_BATCH, self._active())
+            while len(batch) < expected and (left := deadline - time.monotonic()) > 0:
                 try:
                     batch.append(self._waiting.get(timeout=left))
                 except Empty:
                     break
             self._answer(batch)
+
+    def _active(self) -> int:
+        now = time.monotonic()
+        with self._lock:
+            return sum(now - asked < ACTIVE for asked in self._asked.values())
 
     def _answer(self, batch: Sequence[tuple[Observations, torch.Tensor, "Future[np.ndarray]"]]) -> None:
         observations, words, answers = zip(*batch, strict=True)
@@ -78,25 +93,27 @@ class BatchedPolicy(TrainedPolicy):
         self.batcher = batcher
 
     def decide(self, observations: Observations, words: torch.Tensor) -> np.ndarray:
-        return self.batcher.decide(observations, words)
+        return self.batcher.decide(self, observations, words)
 
 
-def policy_server(reference: str, host: str, port: int, token: str | None = None) -> Server:
+def policy_server(reference: str, host: str, port: int, token: str | None = None, trust_pickle: bool = False) -> Server:
     """A server that is bound and not yet serving: call `serve_forever`, and `shutdown` from elsewhere.
 
     Raises:
         UserError: the policy cannot be loaded, or cannot be remote.
         OSError: the address is taken, or not this machine's.
     """
-    first = load_policy(reference)
+    first = load_policy(reference, trust_pickle)
     if isinstance(first, ScriptedExpert):
         raise UserError("the expert looks at the simulation itself, which is not where a server is; serve another")
     make: Callable[[], Policy]
     if isinstance(first, TrainedPolicy):
         batcher = Batcher(first)
         make = lambda: BatchedPolicy(batcher)  # noqa: E731
+    elif isinstance(first, SB3Policy):
+        make = partial(SB3Policy, first.network, first.card, first.path)  # one network, memories of their own
     else:
-        make = lambda: load_policy(reference)  # noqa: E731
+        make = lambda: load_policy(reference, trust_pickle)  # noqa: E731
     greeting = pack(_metadata(reference, first))
 
     def check_token(connection: ServerConnection, request: Request) -> Response | None:
@@ -113,6 +130,8 @@ def policy_server(reference: str, host: str, port: int, token: str | None = None
                 connection.send(pack(session.answer(message)))
         except ConnectionClosed:
             pass
+        finally:
+            close(session.policy)
 
     return listen(
         handle, host, port, process_request=check_token, max_size=LARGEST_MESSAGE, compression=None
@@ -124,7 +143,7 @@ def _metadata(reference: str, policy: Policy) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL,
         "policy": reference,
-        "identity": policy_identity(reference),
+        "identity": policy_identity(reference, policy),
         "cameras": {name: pyramid.model_dump_json() for name, pyramid in needs.cameras.items()},
         "action_size": needs.action_size,
         "frame_interval": needs.frame_interval,
@@ -144,7 +163,9 @@ class Session:
             question = unpack(message)
             match question.get("type"):
                 case "reset":
-                    answer = self._reset(str(question["instruction"]), int(question["seed"]))
+                    answer = self._reset(
+                        str(question["instruction"]), int(question["seed"]), int(question["action_size"])
+                    )
                 case "act":
                     answer = self._act(question["observation"])
                 case other:
@@ -153,10 +174,9 @@ class Session:
             return {"error": f"{type(error).__name__}: {error}"}
         return answer | {"server_ms": 1000 * (time.perf_counter() - started)}
 
-    def _reset(self, instruction: str, seed: int) -> dict[str, Any]:
+    def _reset(self, instruction: str, seed: int, action_size: int) -> dict[str, Any]:
         self.instruction = instruction
-        start = EpisodeStart(instruction, np.random.default_rng(seed), env=None)  # type: ignore[arg-type]
-        self.policy.reset([start])
+        self.policy.reset([EpisodeStart(instruction, np.random.default_rng(seed), action_size)])
         return {"ready": True}
 
     def _act(self, observation: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork, encode_words
-from mrvlm_sim.sim.env import Observation, decode_instruction
+from mrvlm_sim.sim.suite_env import Observation, decode_instruction
 from mrvlm_sim.vision import cut, patchify
 
 CARD, WEIGHTS = "policy.toml", "model.safetensors"
@@ -107,4 +107,5 @@ def save_trained(folder: Path, card: PolicyCard, network: PolicyNetwork, **made_
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """Messages between a policy server and its clients: MessagePack with arrays, never pickle.
 
-Arrays are maps with the keys b"__ndarray__", b"data", b"dtype" and b"shape", as openpi's clients write them.
+Arrays are maps with the keys b"__ndarray__", b"data", b"dtype" and b"shape", as openpi writes them; its numbers with a
+dtype (b"__npgeneric__", b"data") are read as plain numbers.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ import numpy as np
 
 PROTOCOL = "mrvlm_sim/1"
 LARGEST_MESSAGE = 64 * 2**20  # bytes
-ARRAY = b"__ndarray__"
+LONGEST_QUOTE = 300  # characters
+ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -26,7 +28,7 @@ def unpack(data: bytes | str) -> dict[str, Any]:
         ValueError: it is no message: text, damaged, not a map, or with an array of another kind than numbers.
     """
     if isinstance(data, str):
-        raise ValueError("a message must be binary, this one is text")
+        raise ValueError(f"a message must be binary, this one is text: {data.strip()[-LONGEST_QUOTE:]}")
     try:
         message = msgpack.unpackb(data, object_hook=_decode)
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
@@ -45,6 +47,8 @@ def _encode(value: object) -> object:
 
 
 def _decode(value: dict) -> object:
+    if SCALAR in value:
+        return value[b"data"]
     if ARRAY not in value:
         return value
     dtype = np.dtype(value[b"dtype"])

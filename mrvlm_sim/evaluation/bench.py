@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mrvlm_sim.agents.registry import arm_card, shipped_arms
+from mrvlm_sim.agents.registry import arm_card
 from mrvlm_sim.agents.trained import TrainedPolicy
-from mrvlm_sim.evaluation.episode import Condition
-from mrvlm_sim.evaluation.runner import Job, run_jobs
+from mrvlm_sim.evaluation import bench_engine, bench_tasks
 from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.seeding import integer_seed
-from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import SuiteEnv
 from mrvlm_sim.tasks import make_env
 from mrvlm_sim.training.bc import Batch, losses
 from mrvlm_sim.vision import Jitter, JitterProcess, Pyramid, cut, quantise
@@ -37,7 +36,10 @@ def measurements(quick: bool) -> Iterator[tuple[str, Measure]]:
     yield "rendering, S=1024, three 256-px levels, 4x multisampling, one thread", lambda: rendering(repeats)
     yield "act, batch 1, one thread, no rendering", lambda: acting(repeats)
     yield f"training step, batch {BATCH}, one thread, no rendering", lambda: training(max(2, repeats // 4))
-    yield "eval, expert and shipped arms", lambda: episodes_per_minute(4 if quick else 60)
+    yield f"episodes of {bench_engine.ARM}, workers warm", lambda: bench_engine.engine(6 if quick else 100)
+    yield "environments, three 64-px views", lambda: bench_tasks.tasks(20 if quick else 300)
+    yield "store", lambda: bench_engine.store(50 if quick else 1000)
+    yield "remote policy", lambda: bench_engine.remote(4 * repeats)
 
 
 def rendering(repeats: int) -> pd.DataFrame:
@@ -53,7 +55,7 @@ def rendering(repeats: int) -> pd.DataFrame:
         "nested: render": lambda: _nested_views(env, SEED_PYRAMID.place(jitter.next())),
         "nested, wrapper": lambda: wrapped["nested"].look({}),
         "sensor, wrapper": lambda: wrapped["sensor"].look({}),
-        "sensor: render only": lambda: env.renderer.frame(env.scene.data, "wrist", SEED_PYRAMID.frame_size),
+        "sensor: render only": lambda: env.renderer.frame("wrist", SEED_PYRAMID.frame_size),
     }
     times = _interleaved(ways, repeats)
     env.close()
@@ -80,26 +82,13 @@ def training(repeats: int) -> pd.DataFrame:
     return _against_reference(times, "ms per step")
 
 
-def episodes_per_minute(episodes: int) -> pd.DataFrame:
-    """Throughput of `eval` with one and two processes, start-up included."""
-    policies = ["expert", *shipped_arms(ENVIRONMENT)]
-    jobs = [Job(ENVIRONMENT, p, p, Condition(), 0, episode) for p in policies for episode in range(episodes)]
-    rates = {}
-    for workers in (1, 2):
-        started = time.perf_counter()
-        done = sum(1 for _ in run_jobs(jobs, workers))
-        rates[workers] = 60 * done / (time.perf_counter() - started)
-    lines = [{"workers": str(n), "episodes per minute": f"{rate:.0f}"} for n, rate in rates.items()]
-    return pd.DataFrame([*lines, {"workers": "2 over 1", "episodes per minute": f"{rates[2] / rates[1]:.2f}x"}])
-
-
-def _sensor_views(env: ManipulationEnv, origins: np.ndarray) -> list[np.ndarray]:
-    frame = env.renderer.frame(env.scene.data, "wrist", SEED_PYRAMID.frame_size)
+def _sensor_views(env: SuiteEnv, origins: np.ndarray) -> list[np.ndarray]:
+    frame = env.renderer.frame("wrist", SEED_PYRAMID.frame_size)
     return [quantise(view) for view in cut(frame, origins, SEED_PYRAMID)]
 
 
-def _nested_views(env: ManipulationEnv, origins: np.ndarray) -> list[np.ndarray]:
-    return env.renderer.views(env.scene.data, "wrist", SEED_PYRAMID.boxes(origins), SEED_PYRAMID.view_sizes)
+def _nested_views(env: SuiteEnv, origins: np.ndarray) -> list[np.ndarray]:
+    return env.renderer.views("wrist", SEED_PYRAMID.boxes(origins), SEED_PYRAMID.view_sizes)
 
 
 def _decision(name: str) -> Callable[[], object]:

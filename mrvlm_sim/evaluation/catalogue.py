@@ -5,9 +5,11 @@ from importlib.metadata import EntryPoint
 import pandas as pd
 
 from mrvlm_sim.agents.registry import BASELINES, arm_card, arm_cards, plugins
+from mrvlm_sim.evaluation.runs import MISSING, package_version
 from mrvlm_sim.metrics.attacks import ATTACKS
-from mrvlm_sim.sim.card import environment_cards
+from mrvlm_sim.sim.card import AnyEnvironmentCard, ExternalCard, environment_cards
 from mrvlm_sim.tasks import environment_card
+from mrvlm_sim.wrappers.shifts import SHIFTS
 
 
 def catalogue() -> dict[str, pd.DataFrame]:
@@ -15,7 +17,7 @@ def catalogue() -> dict[str, pd.DataFrame]:
     environments = [(name, environment_card(name)[0]) for name in environment_cards()]
     arms = [(name, arm_card(name)[0]) for name in arm_cards()]
     return {
-        "environments": pd.DataFrame([{"name": n, "id": c.id, "task": c.summary} for n, c in environments]),
+        "environments": pd.DataFrame([_environment(name, card) for name, card in environments]),
         "arms": pd.DataFrame(
             [
                 {
@@ -30,7 +32,15 @@ def catalogue() -> dict[str, pd.DataFrame]:
         "baselines": pd.DataFrame([{"name": n, "": _first_line(make)} for n, make in BASELINES.items()]),
         "plugins": pd.DataFrame([{"name": n, "": _state(point)} for n, point in plugins().items()]),
         "attacks": pd.DataFrame([{"name": n, "": _first_line(attack)} for n, attack in ATTACKS.items()]),
+        "shifts": pd.DataFrame([{"name": n, "": _first_line(shift)} for n, shift in SHIFTS.items()]),
     }
+
+
+def _environment(name: str, card: AnyEnvironmentCard) -> dict[str, str]:
+    if isinstance(card, ExternalCard):
+        missing = package_version(card.package) == MISSING
+        return {"name": name, "needs": card.install if missing else "", "task": card.summary}
+    return {"name": name, "needs": "", "task": card.summary}
 
 
 def _state(plugin: EntryPoint) -> str:

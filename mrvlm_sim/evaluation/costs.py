@@ -9,7 +9,7 @@ from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.registry import arm_card, arm_cards
 from mrvlm_sim.metrics.cost import acuity, flops, parameters, seed_config, seed_size
 from mrvlm_sim.models import PolicyNetwork
-from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import SuiteEnv
 from mrvlm_sim.tasks import make_env
 
 SIZES = {"shipped sizes": False, "seed sizes (1024-px sensor, ViT-B)": True}
@@ -56,8 +56,8 @@ def _stages(name: str, card: PolicyCard) -> dict[str, str]:
     return {"arm": name, **{stage.replace("_", " "): f"{getattr(count, stage) / 1e9:.4f}" for stage in STAGES}}
 
 
-def field_of_view(env: ManipulationEnv, camera: str) -> float:
+def field_of_view(env: SuiteEnv, camera: str) -> float:
     """The camera's angle of view in degrees (square frames: the same both ways)."""
-    degrees = float(env.scene.model.camera(camera).fovy[0])
+    degrees = float(env.model.camera(env.renderer.cameras[camera]).fovy[0])
     assert math.isfinite(degrees)
     return degrees

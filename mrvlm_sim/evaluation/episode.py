@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,8 +12,9 @@ from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, check_ac
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, check_size
 from mrvlm_sim.seeding import generator, integer_seed
-from mrvlm_sim.sim.env import ManipulationEnv, simulator_state
+from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, simulator_state
 from mrvlm_sim.wrappers import MultiResolutionTokens
+from mrvlm_sim.wrappers.shifts import SHIFTS, Shift, check_shift, under
 from mrvlm_sim.wrappers.tokens import Source
 
 Watcher = Callable[[MultiResolutionTokens], None]  # called after every step, for videos
@@ -21,15 +22,23 @@ Watcher = Callable[[MultiResolutionTokens], None]  # called after every step, fo
 
 @dataclass(frozen=True)
 class Condition:
-    """What an episode is run under: the source of its views and, possibly, an attack."""
+    """What an episode is run under: the source of its views and, possibly, an attack or a shift."""
 
     name: str = "clean"
     source: Source = "nested"
     attack: str | None = None
     eps: float = 0.0
     steps: int = 10
+    shift: str | None = None
+    severity: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.shift is not None:
+            check_shift(self.shift, self.severity)
+            if SHIFTS[self.shift].of_frames and self.source != "sensor":
+                raise UserError(
+                    f"shift {self.shift} changes sensor frames: its source is 'sensor', not {self.source!r}"
+                )
         if self.attack is not None:
             if self.attack not in ATTACKS:
                 raise unknown_name("attack", self.attack, ATTACKS)
@@ -37,12 +46,38 @@ class Condition:
             if self.source != "sensor":
                 raise UserError(f"an attack changes sensor frames, so its source must be 'sensor', not {self.source!r}")
 
+    def described(self) -> dict[str, Any]:
+        """What a run keeps of it; only one with a shift speaks of shifts, as runs did before there were any."""
+        return {name: value for name, value in vars(self).items() if self.shift or name not in ("shift", "severity")}
+
+    def make_shift(self, rng: np.random.Generator) -> Shift | None:
+        return None if self.shift is None else SHIFTS[self.shift](self.severity, rng)
+
     def applies_to(self, policy: Policy) -> bool:
         """Whether the attack has something to act on: a policy that sees and, for white boxes, gives gradients."""
         if self.attack is None:
             return True
         sees = bool(requirements_of(policy).cameras)
         return sees and (not ATTACKS[self.attack].white_box or isinstance(policy, DifferentiablePolicy))
+
+
+def conditions_of(
+    attacks: Sequence[str], eps: float, steps: int, shifts: Sequence[tuple[str, float]]
+) -> list[Condition]:
+    """The clean condition, then every attack and every (shift, severity), all from the source that they need.
+
+    Raises:
+        UserError: unknown attack or shift, or a size out of range.
+    """
+    for name, severity in shifts:
+        check_shift(name, severity)
+    sensor = bool(attacks) or any(SHIFTS[name].of_frames for name, _ in shifts)
+    source: Source = "sensor" if sensor else "nested"
+    return [
+        Condition(source=source),
+        *(Condition(name, source, name, eps, steps) for name in attacks),
+        *(Condition(f"{name} {size:g}", source, shift=name, severity=size) for name, size in shifts),
+    ]
 
 
 @dataclass(frozen=True)
@@ -80,7 +115,7 @@ def _readable(text: str) -> str:
 
 
 def run_episode(
-    env: ManipulationEnv,
+    env: SuiteEnv,
     environment: str,
     policy: Policy,
     name: str,
@@ -99,7 +134,7 @@ def run_episode(
 
 
 def _run(
-    env: ManipulationEnv,
+    env: SuiteEnv,
     environment: str,
     policy: Policy,
     condition: Condition,
@@ -111,17 +146,37 @@ def _run(
     def stream(purpose: str) -> np.random.Generator:
         return generator(suite_seed, environment, episode, purpose)
 
-    attack = _attack(condition, policy, stream("attack"))
+    attack, shift = _attack(condition, policy, stream("attack")), condition.make_shift(stream("shift"))
     needs = requirements_of(policy)
-    wrapped = MultiResolutionTokens(
-        env, needs.cameras, condition.source, attack, needs.frame_interval, jitter_rng=stream("jitter")
-    )
-    observation, info = wrapped.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
+    hook = shift.frames if shift is not None and shift.of_frames else attack
+    with under(env, shift) as begun:
+        wrapped = MultiResolutionTokens(
+            begun, needs.cameras, condition.source, hook, needs.frame_interval, jitter_rng=stream("jitter")
+        )
+        observation, info = wrapped.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
+        _note_start(env, observation, info, outcome)
+        policy.reset([EpisodeStart(info["instruction"], stream("policy"), env.action_size, env)])
+        _play(env, wrapped, policy, observation, watch, outcome)
+    outcome |= {"end_hash": digest(simulator_state(env))}
+
+
+def _note_start(env: SuiteEnv, observation: Observation, info: dict[str, Any], outcome: dict[str, Any]) -> None:
     state = simulator_state(env)
-    outcome |= {"success_at_reset": env.task.satisfied(env.scene)}
+    outcome |= {"success_at_reset": env.solved()}
     outcome |= {"instruction": info["instruction"], "start_hash": digest(state), "initial_state": state.tobytes()}
     outcome |= {"frame_hash": digest(*(observation[key] for key in sorted(observation)))}
-    policy.reset([EpisodeStart(info["instruction"], stream("policy"), env)])
+
+
+def _play(
+    env: SuiteEnv,
+    wrapped: MultiResolutionTokens,
+    policy: Policy,
+    observation: Observation,
+    watch: Watcher,
+    outcome: dict[str, Any],
+) -> None:
+    """Act until the episode is over; `outcome` says at every moment what is known."""
+    attack, interval = wrapped.frame_hook, wrapped.frame_interval
     latencies: list[float] = []
     over, step, reward = False, 0, 0.0
     watch(wrapped)
@@ -129,17 +184,16 @@ def _run(
         batch = batch_of_one(observation)
         started = time.perf_counter()
         actions = policy.act(batch)
-        if step % needs.frame_interval == 0:
+        if step % interval == 0:
             latencies.append(1000 * (time.perf_counter() - started))
-        action = check_actions(actions, batch=1)[0].astype(np.float32)
+        action = check_actions(actions, (1, env.action_size))[0].astype(np.float32)
         outcome["actions"] = outcome.get("actions", b"") + action.tobytes()
         observation, gained, terminated, truncated, info = wrapped.step(action)
         step, reward, over = step + 1, reward + gained, terminated or truncated
         once = outcome.get("success_once", False) or info["held_steps"] > 0
         outcome |= {"success": info["is_success"], "success_once": once, "steps": step, "reward": reward}
-        outcome |= {"largest_change": attack.largest if attack else 0, "latency_ms": latencies[1:]}
+        outcome |= {"largest_change": attack.largest if isinstance(attack, Attack) else 0, "latency_ms": latencies[1:]}
         watch(wrapped)
-    outcome |= {"end_hash": digest(simulator_state(env))}
 
 
 def _attack(condition: Condition, policy: Policy, rng: np.random.Generator) -> Attack | None:

@@ -1,6 +1,5 @@
 """The main job: carry out what is left of a plan, keep every row, end with one table."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,10 +7,12 @@ import pandas as pd
 
 from mrvlm_sim.agents.registry import policy_identity, policy_name
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.cluster import RayWorkers, find_cluster
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.race import ROUND, Race
+from mrvlm_sim.evaluation.replay import eyes_of
 from mrvlm_sim.evaluation.report import write_report
-from mrvlm_sim.evaluation.runner import Job, Workers
+from mrvlm_sim.evaluation.runner import Job, Workers, default_workers
 from mrvlm_sim.evaluation.runs import Plan, environment_identity, provenance, run_path
 from mrvlm_sim.evaluation.store import Key, RunStore
 from mrvlm_sim.evaluation.tables import policy_cost
@@ -29,19 +30,16 @@ class Evaluation:
         self,
         plan: Plan,
         folder: Path | None,
-        workers: int,
+        workers: int | None = None,
         shard: tuple[int, int] = (0, 1),
         timeout: float | None = None,
         retry_errors: bool = False,
         until_decided: bool = False,
+        cluster: str | None = None,
     ) -> None:
-        if workers < 0:
-            raise UserError(f"--workers must be at least 0, not {workers}")
-        if timeout is not None and timeout <= 0:
-            raise UserError(f"--timeout must be more than 0 seconds, not {timeout:g}")
-        if timeout is not None and workers == 0:
-            raise UserError("--timeout stops worker processes; with --workers 0 there are none: use --workers 1")
-        self.plan, self.workers, self.timeout = plan, workers, timeout
+        _check_processes(workers, timeout, cluster)
+        self.workers = default_workers() if workers is None and cluster is None else workers
+        self.plan, self.timeout, self.cluster = plan, timeout, cluster
         policies, self.problems = plan.load()
         self.policies = policies
         if not policies:
@@ -58,11 +56,12 @@ class Evaluation:
         try:
             self.store.agree("environment", plan.environment, environment_identity(plan.environment))
             for name, policy in policies.items():
-                self.store.agree("policy", name, {"identity": identities[name], "cost": policy_cost(policy)})
+                described = {"identity": identities[name], "cost": policy_cost(policy), **eyes_of(policy)}
+                self.store.agree("policy", name, described)
             for condition in plan.conditions:
-                self.store.agree("condition", condition.name, vars(condition))
-            session = provenance(plan.environment, workers) | {"until_decided": until_decided}
-            self.store.note_session(session)
+                self.store.agree("condition", condition.name, condition.described())
+            session = provenance(plan.environment, self.workers)
+            self.store.note_session(session | {"cluster": cluster, "until_decided": until_decided})
             self.store.plan(job_key(job) for job in planned if not until_decided)
             if retry_errors:
                 self.store.forget_errors(map(job_key, planned))
@@ -76,12 +75,18 @@ class Evaluation:
 
     def run(self, progress: Callable[[EpisodeRecord], None]) -> None:
         """Run every episode that is left; on KeyboardInterrupt what is done stays."""
-        with Workers(self.workers, self.timeout) as workers:
+        with self._pool() as workers:
             for jobs in self._rounds() if self.until_decided else [self.jobs]:
                 for record in workers.run(jobs):
                     self.store.add(record)
                     self.records.append(record)
                     progress(record)
+
+    def _pool(self) -> Workers | RayWorkers:
+        if self.cluster is not None:
+            return RayWorkers(self.cluster, self.workers, self.timeout)
+        assert self.workers is not None
+        return Workers(self.workers, self.timeout)
 
     def _rounds(self) -> Iterator[list[Job]]:
         """Some episodes at a time, of the arms that are not told apart from the reference by those before."""
@@ -112,6 +117,19 @@ class Evaluation:
         return notes + (Race(self.folder, self.plan, self.policies).notes() if self.until_decided else [])
 
 
+def _check_processes(workers: int | None, timeout: float | None, cluster: str | None) -> None:
+    if workers is not None and workers < 0:
+        raise UserError(f"--workers must be at least 0, not {workers}")
+    if timeout is not None and timeout <= 0:
+        raise UserError(f"--timeout must be more than 0 seconds, not {timeout:g}")
+    if workers == 0 and cluster is not None:
+        raise UserError("--workers 0 runs everything in this process, --cluster in others; leave one of them out")
+    if workers == 0 and timeout is not None:
+        raise UserError("--timeout stops worker processes; with --workers 0 there are none: use --workers 1")
+    if cluster is not None:
+        find_cluster(cluster)
+
+
 def _check_decidable(plan: Plan, policies: list[str], shards: int) -> None:
     if shards > 1:
         raise UserError("--until-decided looks at all episodes together; run it without --shard")
@@ -124,8 +142,3 @@ def _check_decidable(plan: Plan, policies: list[str], shards: int) -> None:
 
 def job_key(job: Job) -> Key:
     return Key(job.name, job.condition.name, job.suite_seed, job.episode)
-
-
-def default_workers() -> int:
-    """One process per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

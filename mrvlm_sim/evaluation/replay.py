@@ -3,20 +3,24 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mrvlm_sim.agents.card import PolicyCard
-from mrvlm_sim.agents.policy import Requirements
+from mrvlm_sim.agents.policy import Policy, Requirements, requirements_of
+from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.evaluation.episode import digest
+from mrvlm_sim.evaluation.episode import Condition, digest
 from mrvlm_sim.evaluation.runs import environment_identity
 from mrvlm_sim.evaluation.store import Key, read_episodes, read_log, read_parts
 from mrvlm_sim.evaluation.video import EpisodeVideo
 from mrvlm_sim.seeding import generator, integer_seed
-from mrvlm_sim.sim.env import simulator_state
+from mrvlm_sim.sim.suite_env import simulator_state
 from mrvlm_sim.tasks import make_env
+from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.wrappers import MultiResolutionTokens
+from mrvlm_sim.wrappers.shifts import under
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,27 @@ def find_episode(folder: Path, episode: int, policy: str | None, condition: str,
 def replay(folder: Path, key: Key, video: Path | None = None, height: int = 360) -> Replayed:
     """Run the recorded actions again; with `video`, film them with the views that the policy had.
 
-    Views of an attacked episode are shown as they were before the attack.
+    Views are shown as they were before an attack, noise or blur.
     """
     rows = read_episodes(folder).set_index(list(Key._fields))
-    record, (state, actions) = rows.loc[key], read_log(folder, key)
+    record, (state, log) = rows.loc[key], read_log(folder, key)
     name = str(record["environment"])
     env = make_env(name)
+    condition = Condition(**read_parts(folder, "condition")[key.condition])
+    shift = condition.make_shift(generator(key.suite_seed, name, key.episode, "shift"))
+    actions = log.reshape(-1, env.action_size)
     needs = _requirements(folder, key.policy)
     jitter = generator(key.suite_seed, name, key.episode, "jitter")
-    wrapped = MultiResolutionTokens(env, needs.cameras, "nested", None, needs.frame_interval, jitter_rng=jitter)
     differences = _changed_environment(folder, name)
     try:
-        wrapped.reset(seed=integer_seed(key.suite_seed, name, key.episode, "initial state"))
-        if not np.array_equal(simulator_state(env), state):
-            differences.append("the initial state")
-        success = _step_through(wrapped, actions, video, height)
+        with under(env, shift) as begun:
+            wrapped = MultiResolutionTokens(
+                begun, needs.cameras, "nested", None, needs.frame_interval, jitter_rng=jitter
+            )
+            wrapped.reset(seed=integer_seed(key.suite_seed, name, key.episode, "initial state"))
+            if not np.array_equal(simulator_state(env), state):
+                differences.append("the initial state")
+            success = _step_through(wrapped, actions, video, height)
         for what, was, now in (
             ("the final state", record["end_hash"], digest(simulator_state(env)) if record["end_hash"] else ""),
             ("success", bool(record["success"]), success),
@@ -95,13 +105,25 @@ def _step_through(wrapped: MultiResolutionTokens, actions: np.ndarray, video: Pa
     return success
 
 
+def eyes_of(policy: Policy) -> dict[str, Any]:
+    """What a run must keep of a policy so that a film can show what it saw; a trained one has its card."""
+    needs = requirements_of(policy)
+    if isinstance(policy, TrainedPolicy) or not needs.cameras:
+        return {}
+    cameras = {name: pyramid.model_dump(mode="json") for name, pyramid in needs.cameras.items()}
+    return {"eyes": {"cameras": cameras, "frame_interval": needs.frame_interval}}
+
+
 def _requirements(folder: Path, policy: str) -> Requirements:
-    """What the policy saw, as far as its card tells."""
-    identity = read_parts(folder, "policy")[policy]["identity"]
-    if "card" not in identity:
-        return Requirements()
-    card = PolicyCard.model_validate_json(json.dumps(identity["card"]), strict=True)
-    return Requirements(card.cameras, card.network.action_size, frame_interval=card.execute)
+    """What the policy saw: the inverse of `eyes_of`."""
+    described = read_parts(folder, "policy")[policy]
+    if eyes := described.get("eyes"):
+        cameras = {name: Pyramid.model_validate_json(json.dumps(eye)) for name, eye in eyes["cameras"].items()}
+        return Requirements(cameras, frame_interval=eyes["frame_interval"])
+    if {"training", "network"} <= described["identity"].get("card", {}).keys():
+        card = PolicyCard.model_validate_json(json.dumps(described["identity"]["card"]), strict=True)
+        return Requirements(card.cameras, frame_interval=card.execute)
+    return Requirements()
 
 
 def _changed_environment(folder: Path, name: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
-from mrvlm_sim.evaluation.tables import REFERENCE, pretty, success_table
+from mrvlm_sim.evaluation.tables import REFERENCE, pretty_tables, success_table
 from mrvlm_sim.paths import write_atomically
 
 
@@ -19,8 +19,9 @@ def write_report(folder: Path, reference: str = REFERENCE, notes: Sequence[str] 
     `notes` go under the table, before those that the store gives rise to.
     """
     rows, table = read_episodes(folder), run_table(folder, reference)
-    text = "no episode was finished" if table.empty else pretty(table, reference).to_markdown(index=False)
-    lines = [text, *(f"\n- {note}" for note in [*notes, *run_notes(folder)])]
+    shown = [] if table.empty else pretty_tables(table, reference)
+    text = "\n\n".join(part.to_markdown(index=False) for part in shown)
+    lines = [text or "no episode was finished", *(f"\n- {note}" for note in [*notes, *run_notes(folder)])]
     parts = {kind: read_parts(folder, kind) for kind in KINDS}
     write_atomically(folder / "table.md", "\n".join(lines) + "\n")
     write_atomically(folder / "table.csv", table.to_csv(index=False))

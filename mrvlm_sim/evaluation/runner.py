@@ -1,5 +1,6 @@
 """Runs episodes on this machine, in this process or in several; the order of work never changes a record."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -14,13 +15,13 @@ from typing import Self
 import torch
 from pebble import ProcessExpired, ProcessPool
 
-from mrvlm_sim.agents.policy import Policy, check_compatible
-from mrvlm_sim.agents.registry import load_policy
+from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.agents.registry import load_for
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.video import EpisodeVideo
 from mrvlm_sim.gl import one_render_thread
-from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import SuiteEnv
 from mrvlm_sim.tasks import make_env
 
 RENEWALS = 2  # of all processes, when they die without work
@@ -37,12 +38,12 @@ class Job:
     suite_seed: int
     episode: int
     video: Path | None = None
+    trust_pickle: bool = False
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, timeout: float | None = None) -> Iterator[EpisodeRecord]:
-    """Records of all jobs as they are finished, in any order; see `Workers`."""
-    with Workers(workers, timeout) as pool:
-        yield from pool.run(jobs)
+def default_workers() -> int:
+    """One process per core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:
@@ -57,6 +58,9 @@ class Workers:
         self._pool = _new_pool(count) if count else None
 
     def __enter__(self) -> Self:
+        if self._pool is None:
+            _policy.cache_clear()  # files may have changed since the last run in this process
+            _environment.cache_clear()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,7 +69,7 @@ class Workers:
     def run(self, jobs: Sequence[Job]) -> Iterator[EpisodeRecord]:
         """Records as they are finished, in any order."""
         if self._pool is None:
-            _prepare_worker()
+            prepare_worker()
             yield from map(run_job, jobs)
             return
         pending, tried = self._submit(jobs), set[Job]()
@@ -95,10 +99,7 @@ class Workers:
         """
         self._renewed += 1
         if self._renewed > RENEWALS:
-            raise UserError(
-                "worker processes die before they can work: out of memory, or a script without "
-                "`if __name__ == '__main__'`? What is finished is kept; the same command goes on"
-            )
+            raise cannot_work("out of memory, or a script without `if __name__ == '__main__'`?")
         self._stop()
         self._pool = _new_pool(self.count)
 
@@ -109,7 +110,7 @@ class Workers:
 
 
 def _new_pool(count: int) -> ProcessPool:
-    return ProcessPool(count, context=get_context("spawn"), initializer=_prepare_worker)
+    return ProcessPool(count, context=get_context("spawn"), initializer=prepare_worker)
 
 
 def _record(job: Job, future: Future, timeout: float | None) -> EpisodeRecord:
@@ -118,12 +119,33 @@ def _record(job: Job, future: Future, timeout: float | None) -> EpisodeRecord:
         case None:
             return future.result()
         case TimeoutError():
-            error = f"TimeoutError: not finished after {timeout:g} s"
-        case ProcessExpired() as died:
-            error = f"WorkerDied: two worker processes died of it (exit code {died.exitcode})"
+            return timed_out(job, timeout)
+        case ProcessExpired():
+            return worker_died(job)
         case other:
-            error = f"{type(other).__name__}: {other}"
-    return _failed(job, error)
+            return raised(job, other)
+
+
+def cannot_work(cause: str) -> UserError:
+    """The error for new processes that are of no more use than the ones they replace."""
+    return UserError(
+        f"worker processes die before they can work ({cause}); what is finished is kept, the same command goes on"
+    )
+
+
+def timed_out(job: Job, timeout: float | None) -> EpisodeRecord:
+    """The record of an episode that was stopped."""
+    return _failed(job, f"TimeoutError: not finished after {timeout:g} s")
+
+
+def worker_died(job: Job) -> EpisodeRecord:
+    """The record of an episode whose worker died, and the next one as well."""
+    return _failed(job, "WorkerDied: two worker processes died of it (out of memory, or a crash in native code?)")
+
+
+def raised(job: Job, error: BaseException) -> EpisodeRecord:
+    """The record of an episode that could not be begun."""
+    return _failed(job, f"{type(error).__name__}: {error}")
 
 
 def _failed(job: Job, error: str) -> EpisodeRecord:
@@ -134,9 +156,9 @@ def run_job(job: Job) -> EpisodeRecord:
     """One job in this process; environments and policies are kept between jobs."""
     env = _environment(job.environment)
     try:
-        policy = _policy(job.policy, job.environment)
+        policy = _policy(job.policy, job.environment, job.trust_pickle)
     except UserError as error:  # it could be loaded once, when the run began
-        return _failed(job, f"{type(error).__name__}: {error}")
+        return raised(job, error)
     arguments = env, job.environment, policy, job.name, job.condition, job.suite_seed, job.episode
     if job.video is None:
         return run_episode(*arguments)
@@ -145,18 +167,17 @@ def run_job(job: Job) -> EpisodeRecord:
 
 
 @cache
-def _environment(name: str) -> ManipulationEnv:
+def _environment(name: str) -> SuiteEnv:
     return make_env(name)
 
 
 @cache
-def _policy(reference: str, environment: str) -> Policy:
-    policy = load_policy(reference)
-    check_compatible(policy, _environment(environment))
-    return policy
+def _policy(reference: str, environment: str, trust_pickle: bool) -> Policy:
+    return load_for(reference, _environment(environment), trust_pickle)
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """What a process does before its first job."""
     torch.set_num_threads(1)  # the same arithmetic for any number of workers
     one_render_thread()
 

@@ -7,13 +7,14 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mrvlm_sim.agents.policy import Policy, check_compatible
-from mrvlm_sim.agents.registry import load_policy, policy_name
+from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.agents.registry import load_for, policy_name
 from mrvlm_sim.agents.trained import sha256
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, digest
@@ -21,9 +22,13 @@ from mrvlm_sim.evaluation.runner import Job
 from mrvlm_sim.evaluation.tables import REFERENCE
 from mrvlm_sim.gl import renderer_name
 from mrvlm_sim.sim.arm import PANDA_XML
-from mrvlm_sim.tasks import environment_card, make_env
+from mrvlm_sim.sim.card import ExternalCard
+from mrvlm_sim.sim.scene import TABLE_XML
+from mrvlm_sim.tasks import environment_card, make_env, split_settings
 
-PACKAGES = ("mrvlm-sim", "mujoco", "gymnasium", "numpy", "torch", "safetensors", "pandas")
+PACKAGES = ("mrvlm-sim", "mujoco", "gymnasium", "stable-baselines3", "numpy", "torch", "safetensors", "pandas")
+DECISIVE = ("mrvlm-sim", "mujoco", "numpy", "torch")  # of these, other versions may give other episodes
+MISSING = "not installed"
 STANDARD_SIZE = 128  # pixels
 
 
@@ -38,6 +43,7 @@ class Plan:
     episodes: int
     videos: int = 0  # episodes per policy and condition that are filmed
     reference: str = REFERENCE  # the policy that the others are compared with, if it takes part
+    trust_pickle: bool = False  # whether loading a policy may unpickle
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -50,21 +56,20 @@ class Plan:
             raise UserError(f"no policy was trained for {self.environment} yet; name one with --policy")
         names = [policy_name(reference) for reference in self.policies]
         if doubled := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"two policies are called {', '.join(sorted(doubled))}; names must differ within a run")
+            both = ", ".join(sorted(doubled))
+            raise UserError(f"two policies are called {both}; names must differ within a run: copy or rename one")
 
     def load(self) -> tuple[dict[str, Policy], dict[str, str]]:
         """The policies that fit the environment, and what is wrong with each of the others, both by name."""
-        env = make_env(self.environment)
         policies, problems = {}, {}
-        for reference in self.policies:
-            name = policy_name(reference)
-            try:
-                policies[name] = load_policy(reference)
-                check_compatible(policies[name], env)
-            except UserError as error:
-                policies.pop(name, None)
-                problems[name] = str(error)
-        env.close()
+        with closing(make_env(self.environment)) as env:
+            env.check()
+            for reference in self.policies:
+                name = policy_name(reference)
+                try:
+                    policies[name] = load_for(reference, env, self.trust_pickle)
+                except UserError as error:
+                    problems[name] = str(error)
         return policies, problems
 
     def jobs(self, folder: Path, policies: Mapping[str, Policy]) -> list[Job]:
@@ -82,51 +87,78 @@ class Plan:
         name = policy_name(reference)
         title = f"{name}-{condition.name}-{episode:03d}" + (f"-seed{self.suite_seed}" if self.suite_seed else "")
         film = folder / "videos" / f"{title}.mp4" if episode < self.videos else None
-        return Job(self.environment, reference, name, condition, self.suite_seed, episode, film)
+        return Job(self.environment, reference, name, condition, self.suite_seed, episode, film, self.trust_pickle)
 
 
 def environment_identity(name: str) -> dict[str, Any]:
-    """What an environment is: its card, and the hashes of the files it is built of."""
+    """What an environment is: its card, and the hashes of the files it is built of or the version of its package."""
     card, folder = environment_card(name)
-    files = [*sorted(folder.glob("*.xml")), PANDA_XML]
-    return {"card": card.model_dump(mode="json"), "files": {path.name: sha256(path) for path in files}}
+    described = {"card": card.model_dump(mode="json", exclude_unset=True)}
+    if isinstance(card, ExternalCard):
+        return described | {"version": package_version(card.package)}
+    files = [*sorted(path for path in folder.iterdir() if path.name != "env.toml"), PANDA_XML]
+    if TABLE_XML.name in (folder / "scene.xml").read_text(encoding="utf-8"):
+        files.append(TABLE_XML)
+    return described | {"files": {path.name: sha256(path) for path in files}}
 
 
 def run_path(base: Path, plan: Plan, policies: Mapping[str, Any]) -> Path:
     """The folder of a run that was given none: the same plan and the same identities always have the same."""
-    conditions = [vars(condition) for condition in plan.conditions]
+    conditions = [condition.described() for condition in plan.conditions]
     parts = [environment_identity(plan.environment), policies, conditions, plan.suite_seed]
-    return base / f"{plan.environment}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]}"
+    name = split_settings(plan.environment)[0].replace("/", "-")
+    return base / f"{name}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def standard_frame(environment: str) -> str:
     """Hash of one frame, always of the same state: equal where rendering is equal to the bit."""
-    env = make_env(environment)
-    try:
+    with closing(make_env(environment)) as env:
         env.reset(seed=0)
-        return digest(env.renderer.frame(env.scene.data, env.cameras[0], STANDARD_SIZE))
-    finally:
-        env.close()
+        return digest(env.renderer.frame(env.cameras[0], STANDARD_SIZE))
 
 
-def provenance(environment: str, workers: int) -> dict[str, Any]:
+def fingerprint(environment: str) -> dict[str, Any]:
+    """What the frames and numbers of this process depend on."""
+    return {
+        "renderer": renderer_name(),
+        "standard_frame": standard_frame(environment),
+        "versions": {name: package_version(name) for name in PACKAGES},
+    }
+
+
+def check_alike(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Compare the fingerprints of this process and of one on another node, whose episodes go under this one's.
+
+    Raises:
+        UserError: an episode might go otherwise there.
+    """
+    ours, theirs = here["versions"], there["versions"]
+    differences = [f"{name} {theirs[name]}, not {ours[name]}" for name in DECISIVE if theirs[name] != ours[name]]
+    if there["standard_frame"] != here["standard_frame"]:
+        differences.append(f"another standard frame, drawn by {there['renderer']}, not {here['renderer']}")
+    if differences:
+        raise UserError(
+            f"node {there['node']} is unlike this machine: it has {'; '.join(differences)}; give all nodes of the "
+            "cluster the same versions and the same kind of renderer, or leave those out that differ"
+        )
+
+
+def provenance(environment: str, workers: int | None) -> dict[str, Any]:
     """What this process is and depends on."""
     return {
         "command": " ".join(["mrvlm-sim", *sys.argv[1:]]),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "workers": workers,
-        "renderer": renderer_name(),
-        "standard_frame": standard_frame(environment),
         "gl_backend": os.environ.get("MUJOCO_GL", ""),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: package_version(name) for name in PACKAGES},
+        **fingerprint(environment),
     }
 
 
 def package_version(name: str) -> str:
-    """The installed version of a package, or `not installed`."""
+    """The installed version of a package, or that it is missing."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return MISSING

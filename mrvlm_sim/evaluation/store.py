@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
-from mrvlm_sim.sim.env import ACTION_SIZE
 
 FILE, PARTIAL, LOCK = "run.sqlite", "run.partial", ".lock"
 SCHEMA = 1
@@ -179,7 +178,7 @@ def planned_keys(folder: Path) -> list[Key]:
 
 
 def read_log(folder: Path, key: Key) -> tuple[np.ndarray, np.ndarray]:
-    """Initial simulator state float64 (n,) and actions float32 (steps, ACTION_SIZE) of one episode.
+    """Initial simulator state float64 (n,) and actions float32 (steps * action size,) of one episode.
 
     Raises:
         UserError: the run has no such episode.
@@ -189,7 +188,7 @@ def read_log(folder: Path, key: Key) -> tuple[np.ndarray, np.ndarray]:
     if row is None:
         raise UserError(f"{folder} has no finished episode {key.episode} of {key.policy} under {key.condition}")
     state, actions = map(zlib.decompress, row)
-    return np.frombuffer(state, np.float64), np.frombuffer(actions, np.float32).reshape(-1, ACTION_SIZE)
+    return np.frombuffer(state, np.float64), np.frombuffer(actions, np.float32)
 
 
 def read_parts(folder: Path, kind: str) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from mrvlm_sim.metrics.cost import flops, parameters
 from mrvlm_sim.metrics.statistics import compare_paired, holm, wilson
 
 REFERENCE = "uniform-256"
+MOST_SIDE_BY_SIDE = 3  # conditions in one table
 
 
 def success_table(rows: pd.DataFrame, planned: Mapping[str, int], reference: str = REFERENCE) -> pd.DataFrame:
@@ -44,8 +45,8 @@ def success_table(rows: pd.DataFrame, planned: Mapping[str, int], reference: str
 def policy_cost(policy: Policy) -> dict[str, float]:
     """Tokens, parameters and GFLOPs per forward and per control step, as far as the policy has them."""
     cost: dict[str, float] = {}
-    if cameras := requirements_of(policy).cameras:
-        cost["tokens"] = sum(pyramid.tokens for pyramid in cameras.values())
+    if tokens := [p.tokens for p in requirements_of(policy).cameras.values() if p.tokens > 1]:  # 1: a plain picture
+        cost["tokens"] = sum(tokens)
     if isinstance(policy, TrainedPolicy):
         count = flops(policy.card.cameras, policy.card.network)
         cost["params_M"] = parameters(policy.network) / 1e6
@@ -54,10 +55,30 @@ def policy_cost(policy: Policy) -> dict[str, float]:
     return cost
 
 
-def pretty(table: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
+def pretty_tables(table: pd.DataFrame, reference: str = REFERENCE) -> list[pd.DataFrame]:
+    """What people read: one table, or, where its conditions are too many for that, a second one of a line for each."""
+    if len(conditions_of(table)) <= MOST_SIDE_BY_SIDE:
+        return [pretty(table, reference)]
+    return [pretty(table, reference, conditions_of(table)[:1]), by_condition(table)]
+
+
+def by_condition(table: pd.DataFrame) -> pd.DataFrame:
+    """Success of every policy under every condition, and what it lost against the first: text only, a line each."""
+    lines = []
+    for condition in conditions_of(table):
+        rates = _columns(table, condition, ("rate", "low", "high", "k", "n"))
+        has_drop = f"{condition}/drop" in table
+        drops = _columns(table, condition, DROP) if has_drop else np.full((len(table), 3), np.nan)
+        for policy, rate, drop in zip(table["policy"], rates, drops, strict=True):
+            shown = {"success % [95 % CI]": _rate(*rate), "drop": _signed(*drop)}
+            lines.append({"condition": condition, "policy": str(policy), **shown})
+    return pd.DataFrame(lines)
+
+
+def pretty(table: pd.DataFrame, reference: str = REFERENCE, conditions: Sequence[str] | None = None) -> pd.DataFrame:
     """The table as people read it: text only, rates in percent with their intervals."""
     shown: dict[str, list[str]] = {"policy": [str(name) for name in table["policy"]]}
-    for condition in conditions_of(table):
+    for condition in conditions if conditions is not None else conditions_of(table):
         shown[f"{condition} success % [95 % CI]"] = [
             _rate(*values) for values in _columns(table, condition, ("rate", "low", "high", "k", "n"))
         ]

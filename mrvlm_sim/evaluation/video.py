@@ -37,8 +37,7 @@ class EpisodeVideo:
             warnings.warn(f"no film {self.path}: {problem}", stacklevel=2)
 
     def add(self, wrapped: MultiResolutionTokens) -> None:
-        base = wrapped.base
-        scene = base.renderer.picture(base.scene.data, "scene", width=self.height * 4 // 3, height=self.height)
+        scene = wrapped.renderer.picture("scene", width=self.height * 4 // 3, height=self.height)
         self.pictures.append(side_by_side([scene, *view_pictures(wrapped, self.height)]))
 
     def write(self) -> None:

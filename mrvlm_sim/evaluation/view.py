@@ -23,12 +23,13 @@ def save_view(environment: str, card: PolicyCard, seed: int, path: Path) -> None
     The picture shows, for every camera, the sensor frame with the boxes of all levels, then every view with its
     token grid in the colour of its box.
     """
+    env = make_env(environment)
     wrapped = MultiResolutionTokens(
-        make_env(environment), card.cameras, source="sensor", jitter_rng=generator(seed, environment, 0, "jitter")
+        env, card.cameras, source="sensor", jitter_rng=generator(seed, environment, 0, "jitter")
     )
     observation, info = wrapped.reset(seed=integer_seed(seed, environment, 0, "initial state"))
     expert = ScriptedExpert()
-    expert.reset([EpisodeStart(info["instruction"], np.random.default_rng(0), wrapped.base)])
+    expert.reset([EpisodeStart(info["instruction"], np.random.default_rng(0), env.action_size, env)])
     film = EpisodeVideo(path) if path.suffix == ".mp4" else None
     step, over = 0, False
     while not over and (film is not None or step < PICTURE_STEP):
@@ -46,6 +47,6 @@ def save_view(environment: str, card: PolicyCard, seed: int, path: Path) -> None
 def _frames_with_boxes(wrapped: MultiResolutionTokens) -> list[np.ndarray]:
     pictures = []
     for camera, pyramid in wrapped.pyramids.items():
-        frame = wrapped.base.renderer.frame(wrapped.base.scene.data, camera, pyramid.frame_size)
+        frame = wrapped.renderer.frame(camera, pyramid.frame_size)
         pictures.append(enlarge(draw_boxes(frame, pyramid.boxes(wrapped.origins[camera])), HEIGHT))
     return pictures

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.sim.env import Observation
+from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.wrappers.tokens import Frames
 

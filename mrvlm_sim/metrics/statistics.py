@@ -121,3 +121,41 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
     excess = both * neither - only_a * only_b
     pairs = both + only_a + only_b + neither
     return (max(excess - pairs / 2, 0.0) if excess > 0 else excess) / sqrt(margins)
+
+
+def interquartile_mean(rates: Sequence[float]) -> float:
+    """Mean of the middle half (Agarwal et al., "Deep RL at the edge of the statistical precipice", 2021).
+
+    A quarter of the weight is cut off at either end; where that splits a value, the value counts in part.
+
+    >>> interquartile_mean([0.0, 0.4, 0.6, 1.0])
+    0.5
+    """
+    ordered = np.sort(np.asarray(rates, dtype=float))
+    edges = np.arange(len(ordered) + 1) / len(ordered)
+    weights = np.clip(edges[1:], 0.25, 0.75) - np.clip(edges[:-1], 0.25, 0.75)
+    return float(weights @ ordered / weights.sum())
+
+
+def over_tasks(
+    successes: Sequence[np.ndarray], against: Sequence[np.ndarray] | None = None, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Interquartile mean over tasks of an arm's success rates, with the 95 % interval of a stratified bootstrap.
+
+    `successes` are bool (episodes,), one array per task; episodes are drawn anew within every task. With `against`,
+    another arm on the same episodes, it is the difference of the two, and both are drawn together.
+    """
+    rng = np.random.default_rng(seed)
+    values = [_over_tasks(successes, against, [slice(None)] * len(successes))]
+    for _ in range(resamples):
+        drawn = [rng.integers(len(task), size=len(task)) for task in successes]
+        values.append(_over_tasks(successes, against, drawn))
+    low, high = np.percentile(values[1:], [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return values[0], float(low), float(high)
+
+
+def _over_tasks(successes: Sequence[np.ndarray], against: Sequence[np.ndarray] | None, drawn: Sequence) -> float:
+    own = interquartile_mean([task[chosen].mean() for task, chosen in zip(successes, drawn, strict=True)])
+    if against is None:
+        return own
+    return own - interquartile_mean([task[chosen].mean() for task, chosen in zip(against, drawn, strict=True)])

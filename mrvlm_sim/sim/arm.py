@@ -39,14 +39,19 @@ class Arm:
         self._kinematics = mujoco.MjData(model)
         self._jacobian = np.zeros((6, model.nv))
 
-    def reset(self, data: mujoco.MjData, position: np.ndarray) -> None:
-        """Put the arm at rest with its fingertips at `position` (3,), in metres, the gripper open."""
-        self.target, self.yaw, self.opening = position.copy(), 0.0, MAX_OPENING
+    def reset(self, data: mujoco.MjData, position: np.ndarray, opening: float = MAX_OPENING) -> None:
+        """Put the arm at rest with its fingertips at `position` (3,) and `opening` apart, in metres."""
+        self.target, self.yaw, self.opening = position.copy(), 0.0, opening
         self.joint_target = self._solve(READY, iterations=200)
         data.qpos[self.qpos_index] = self.joint_target
-        data.qpos[self.finger_index] = MAX_OPENING / 2
+        data.qpos[self.finger_index] = opening / 2
         data.ctrl[self.actuator_index] = self.joint_target
-        data.ctrl[self.gripper_actuator] = MAX_OPENING / 2
+        data.ctrl[self.gripper_actuator] = opening / 2
+
+    def close(self, data: mujoco.MjData) -> None:
+        """Tell the gripper to close, as an action would."""
+        self.opening = 0.0
+        data.ctrl[self.gripper_actuator] = 0.0
 
     def restore(self, data: mujoco.MjData) -> None:
         """Take up the state that `data` was put into: targets are where the arm is and was told to go."""

@@ -3,8 +3,11 @@
 `Renderer.views` draws every box through its own off-axis frustum.
 """
 
-import sys
-from collections.abc import Sequence
+import atexit
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import ClassVar
 
 import mujoco
 import numpy as np
@@ -12,77 +15,129 @@ from mujoco.gl_context import GLContext
 
 
 class Renderer:
-    """Renders any camera of one model; images are uint8 (height, width, 3), upper row first."""
+    """Renders the cameras of one simulation; images are uint8 (height, width, 3), upper row first.
 
-    def __init__(self, model: mujoco.MjModel) -> None:
-        self.model = model
-        self._context: GLContext | None = None
-        self._buffers: dict[tuple[int, int], mujoco.MjrContext] = {}  # reading resolves the whole of one, so: no larger
+    Args:
+        model: what is simulated.
+        state: gives what is to be drawn, whenever a picture is made.
+        cameras: the model's name of each camera that can be looked through; by default all under their own names.
+        turned: those of them that hang upside down; their pictures are turned by 180 degrees.
+        sites: draw the model's sites, which some suites mark goals with.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        state: Callable[[], mujoco.MjData],
+        cameras: Mapping[str, str] | None = None,
+        turned: Collection[str] = (),
+        sites: bool = False,
+    ) -> None:
+        self.model, self._state = model, state
+        names = [model.camera(i).name for i in range(model.ncam)]
+        self.cameras = dict(cameras) if cameras is not None else {name: name for name in names}
+        self._turned = frozenset(turned)
+        self._buffers = Buffers(model)
+        weakref.finalize(self, Buffers.abandon, self._buffers).atexit = False
         self._option = mujoco.MjvOption()
-        self._option.sitegroup[:] = 0
+        if not sites:
+            self._option.sitegroup[:] = 0
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
-    def frame(self, data: mujoco.MjData, camera: str, size: int) -> np.ndarray:
+    def frame(self, camera: str, size: int) -> np.ndarray:
         """The whole sensor frame, uint8 (size, size, 3)."""
-        return self.views(data, camera, np.array([[0.0, 0.0, 1.0]]), (size,))[0]
+        return self.views(camera, np.array([[0.0, 0.0, 1.0]]), (size,))[0]
 
-    def picture(self, data: mujoco.MjData, camera: str, width: int, height: int) -> np.ndarray:
+    def picture(self, camera: str, width: int, height: int) -> np.ndarray:
         """A plain rectangular picture, uint8 (height, width, 3)."""
-        self._aim(data, camera)
-        return self._draw(width, height)
+        self._aim(camera)
+        return self._upright(self._draw(width, height), camera)
 
-    def views(self, data: mujoco.MjData, camera: str, boxes: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    def views(self, camera: str, boxes: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
         """One square image per box (u, v, h) of the frame, each `sizes[i]` pixels wide."""
-        self._aim(data, camera)
+        self._aim(camera)
         half = self._scene.camera[0].frustum_top
         images = []
         for (u, v, h), size in zip(boxes, sizes, strict=True):
+            u, v = (-u, -v) if camera in self._turned else (u, v)
             for eye in self._scene.camera:
                 eye.frustum_center, eye.frustum_width = u * half, h * half
                 eye.frustum_bottom, eye.frustum_top = (-v - h) * half, (-v + h) * half
-            images.append(self._draw(size, size))
+            images.append(self._upright(self._draw(size, size), camera))
         return images
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds a GL context."""
+        return self._buffers.is_open
 
     def close(self) -> None:
         """Free the GL context; the renderer can be used again and makes a new one."""
-        if self._context is not None:
-            self._context.make_current()
-            for buffer in self._buffers.values():
-                buffer.free()
-            self._buffers.clear()
-            self._context.free()
-            self._context = None
+        self._buffers.free()
 
-    def __del__(self) -> None:
-        # Left to chance, OpenGL objects would be freed in whatever context is current then: another renderer's.
-        if not sys.is_finalizing():
-            self.close()
-
-    def _aim(self, data: mujoco.MjData, camera: str) -> None:
-        self._camera.fixedcamid = self.model.camera(camera).id
+    def _aim(self, camera: str) -> None:
+        self._camera.fixedcamid = self.model.camera(self.cameras[camera]).id
         mujoco.mjv_updateScene(
-            self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            self.model, self._state(), self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
 
-    def _prepare(self, width: int, height: int) -> None:
-        """Make this renderer's context current, with a buffer of exactly width x height."""
-        if self._context is None:
-            self._context = GLContext(width, height)
-        self._context.make_current()
-        if (width, height) not in self._buffers:
-            self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
-            self._buffers[width, height] = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        self._gl = self._buffers[width, height]
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gl)
+    def _upright(self, image: np.ndarray, camera: str) -> np.ndarray:
+        return image[::-1, ::-1] if camera in self._turned else image
 
     def _draw(self, width: int, height: int) -> np.ndarray:
         """The scene as it is aimed; a buffer of the very size is cleared and resolved fastest."""
-        self._prepare(width, height)
+        buffer = self._buffers.get(width, height)
         rect = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjr_render(rect, self._scene, self._gl)
+        mujoco.mjr_render(rect, self._scene, buffer)
         image = np.empty((height, width, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(image, None, rect, self._gl)
+        mujoco.mjr_readPixels(image, None, rect, buffer)
         return image[::-1]
+
+
+class Buffers:
+    """A GL context and, in it, what is drawn into: reading resolves the whole of a buffer, so each size has its own."""
+
+    _abandoned: ClassVar[deque["Buffers"]] = deque()  # of renderers that were dropped unclosed, to be freed
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        self.model = model
+        self._context: GLContext | None = None
+        self._of_size: dict[tuple[int, int], mujoco.MjrContext] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a context."""
+        return self._context is not None
+
+    def get(self, width: int, height: int) -> mujoco.MjrContext:
+        """Make the context current, with a buffer of exactly width x height to draw into."""
+        while self._abandoned:
+            self._abandoned.popleft().free()
+        if self._context is None:
+            self._context = GLContext(width, height)
+            atexit.register(self.free)  # only now: it must come before MuJoCo's own, which ends the display
+        self._context.make_current()
+        if (width, height) not in self._of_size:
+            self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
+            self._of_size[width, height] = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        buffer = self._of_size[width, height]
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, buffer)
+        return buffer
+
+    def abandon(self) -> None:
+        """Have it freed before the next picture: a garbage collection may come amidst another renderer's."""
+        self._abandoned.append(self)
+
+    def free(self) -> None:
+        """Give everything back; objects left to chance would be freed in another renderer's context."""
+        if self._context is not None:
+            self._context.make_current()
+            for buffer in self._of_size.values():
+                buffer.free()
+            self._of_size.clear()
+            self._context.free()
+            self._context = None
+            atexit.unregister(self.free)

@@ -3,20 +3,17 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-import gymnasium
 import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.camera import Renderer
 from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import Scene
+from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, check_render_mode, encode_instruction, instruction_space
 
-INSTRUCTION_BYTES = 256
 PROPRIO_SIZE = 7
 ACTION_SIZE = 5
-Observation = dict[str, np.ndarray]
 
 
 class Task(Protocol):
@@ -25,8 +22,14 @@ class Task(Protocol):
     def reset(self, scene: Scene, rng: np.random.Generator) -> str:
         """Arrange the scene and return the instruction."""
 
+    def advance(self, scene: Scene) -> None:
+        """Move what moves by itself, before each step; it may depend on the scene's state and time alone."""
+
     def satisfied(self, scene: Scene) -> bool:
         """Whether the goal holds right now; held for `hold_steps`, it is success."""
+
+    def reward(self, scene: Scene) -> float:
+        """How near the goal is, from 0 to 1; the dense reward of a step is that less 1."""
 
     def distances(self, scene: Scene) -> dict[str, float]:
         """Distances in metres, for `info`."""
@@ -44,25 +47,25 @@ class Task(Protocol):
         """The scripted expert's action (5,) from the true state."""
 
 
-class ManipulationEnv(gymnasium.Env[Observation, np.ndarray]):
+class ManipulationEnv(SuiteEnv):
     """A Panda at a table, driven by end-effector deltas.
 
     Observations are proprioception and the instruction (UTF-8 bytes, zero-padded: `decode_instruction`);
-    pictures are added by `mrvlm_sim.wrappers.MultiResolutionTokens`. The reward is 1 on success, else 0.
+    pictures are added by `mrvlm_sim.wrappers.MultiResolutionTokens`. The reward of a step is 1 on success, else 0;
+    or, with `reward = "dense"` on the card, 0 on success, else what is missing, from -1 to 0, as the task says.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, card: EnvironmentCard, folder: Path, task: Task, render_mode: str | None = "rgb_array") -> None:
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"render_mode must be 'rgb_array' or None, not {render_mode!r}")
+        check_render_mode(render_mode)
         self.card, self.task, self.render_mode = card, task, render_mode
         self.scene = Scene(folder, card)
-        self.renderer = Renderer(self.scene.model)
-        self.observation_space: spaces.Dict = spaces.Dict(  # type: ignore[assignment]
+        self.renderer = Renderer(self.scene.model, lambda: self.scene.data)
+        self.observation_space = spaces.Dict(
             {
                 "proprio": spaces.Box(-np.inf, np.inf, (PROPRIO_SIZE,), np.float32),
-                "instruction": spaces.Box(0, 255, (INSTRUCTION_BYTES,), np.uint8),
+                "instruction": instruction_space(),
             }
         )
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
@@ -70,10 +73,18 @@ class ManipulationEnv(gymnasium.Env[Observation, np.ndarray]):
         self._held = self._steps = 0
 
     @property
-    def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras, as a policy may ask for them."""
-        model = self.scene.model
-        return tuple(model.camera(i).name for i in range(model.ncam))
+    def model(self) -> mujoco.MjModel:
+        return self.scene.model
+
+    @property
+    def data(self) -> mujoco.MjData:
+        return self.scene.data
+
+    def solved(self) -> bool:
+        return self.task.satisfied(self.scene)
+
+    def expert_action(self) -> np.ndarray:
+        return self.task.expert_action(self.scene)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         super().reset(seed=seed)
@@ -91,21 +102,18 @@ class ManipulationEnv(gymnasium.Env[Observation, np.ndarray]):
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (ACTION_SIZE,) or not np.isfinite(action).all():
             raise ValueError(f"an action is {ACTION_SIZE} finite numbers in [-1, 1], not {action!r}")
+        self.task.advance(self.scene)
         self.scene.step(np.clip(action, -1.0, 1.0))
         if not self.scene.state_is_finite():
             raise FloatingPointError("the simulation diverged: positions or velocities are not finite")
         self._steps += 1
-        self._held = self._held + 1 if self.task.satisfied(self.scene) else 0
+        self._held = self._held + 1 if self.solved() else 0
         success = self._held >= self.card.hold_steps
         truncated = not success and self._steps >= self.card.max_steps
-        return self._observation(), float(success), success, truncated, self._info(success)
-
-    def render(self) -> np.ndarray:
-        """The scene camera's picture, uint8 (360, 480, 3)."""
-        return self.renderer.picture(self.scene.data, "scene", width=480, height=360)
-
-    def close(self) -> None:
-        self.renderer.close()
+        # Dense: what is missing, so that to end the episode by success is worth more than to hover near it.
+        missing = 0.0 if success else self.task.reward(self.scene) - 1
+        reward = float(success) if self.card.reward == "sparse" else missing
+        return self._observation(), reward, success, truncated, self._info(success)
 
     def _observation(self) -> Observation:
         return {"proprio": self.scene.proprioception(), "instruction": encode_instruction(self.instruction)}
@@ -113,28 +121,3 @@ class ManipulationEnv(gymnasium.Env[Observation, np.ndarray]):
     def _info(self, success: bool) -> dict[str, Any]:
         distances = self.task.distances(self.scene)
         return {"is_success": success, "held_steps": self._held, "instruction": self.instruction, **distances}
-
-
-def encode_instruction(text: str) -> np.ndarray:
-    """UTF-8 bytes of an instruction, zero-padded, uint8 (256,).
-
-    Raises:
-        UserError: the instruction is longer than 256 bytes.
-    """
-    encoded = text.encode("utf-8")
-    if len(encoded) > INSTRUCTION_BYTES:
-        raise UserError(f"an instruction has at most {INSTRUCTION_BYTES} bytes of UTF-8, not {len(encoded)}: {text!r}")
-    return np.frombuffer(encoded.ljust(INSTRUCTION_BYTES, b"\0"), dtype=np.uint8).copy()
-
-
-def decode_instruction(encoded: np.ndarray) -> str:
-    """The inverse of `encode_instruction`."""
-    return bytes(encoded).rstrip(b"\0").decode("utf-8")
-
-
-def simulator_state(env: ManipulationEnv) -> np.ndarray:
-    """The full physics state, float64 (n,), as MuJoCo defines it."""
-    spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-    state = np.empty(mujoco.mj_stateSize(env.scene.model, spec))
-    mujoco.mj_getState(env.scene.model, env.scene.data, state, spec)
-    return state

@@ -1,22 +1,15 @@
 """Pick and place: put the named object on the named target, among distractors."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
-from mrvlm_sim.cards import Card
-from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.tasks.expert import GripperExpert
+from mrvlm_sim.tasks.tabletop import COLOURS, Area, Counts, by_kind, landmarks, rename, scatter
 
-COLOURS = {
-    "red": (0.80, 0.15, 0.12),
-    "green": (0.15, 0.60, 0.20),
-    "blue": (0.15, 0.28, 0.80),
-    "yellow": (0.85, 0.72, 0.15),
-}
 OBJECTS = ("object0", "object1", "object2", "object3")
 TARGETS = ("target0", "target1")
 HALF_SIZE = 0.025  # of an object, metres
@@ -24,28 +17,15 @@ TARGET_HALF_SIZE = 0.05
 RESTING_SPEED = 0.05  # metres per second
 
 
-class Parameters(Card):
+class Parameters(Area):
     """What `[parameters]` of a pick-and-place `env.toml` may say; lengths in metres, angles in radians."""
 
-    objects: tuple[Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=4)]]
+    objects: Counts
     area_low: tuple[float, float]
     area_high: tuple[float, float]
     spacing: Annotated[float, Field(gt=0, le=0.12)]
     max_yaw: Annotated[float, Field(ge=0)]
     start_noise: Annotated[float, Field(ge=0)]
-
-    @field_validator("objects")
-    @classmethod
-    def _fewest_first(cls, objects: tuple[int, int]) -> tuple[int, int]:
-        if objects[0] > objects[1]:
-            raise ValueError("must be [fewest, most]")
-        return objects
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if not (self.area_low[0] < self.area_high[0] and self.area_low[1] < self.area_high[1]):
-            raise ValueError(f"area_low must lie below area_high on both axes: {self.area_low}, {self.area_high}")
-        return self
 
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "PickPlace":
@@ -59,15 +39,15 @@ def instruction(object_colour: str, target_colour: str) -> str:
 class PickPlace:
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
 
-    def __init__(self, parameters: Parameters, start: tuple[float, float, float]) -> None:
-        self.parameters, self.start = parameters, np.array(start)
-        self.expert = GripperExpert(OBJECTS[0], TARGETS[0], HALF_SIZE)
+    def __init__(self, parameters: Parameters, start: tuple[float, float, float], half_size: float = HALF_SIZE) -> None:
+        self.parameters, self.start, self.half_size = parameters, np.array(start), half_size
+        self.expert = GripperExpert(OBJECTS[0], TARGETS[0], half_size)
 
     def reset(self, scene: Scene, rng: np.random.Generator) -> str:
         parameters = self.parameters
         scene.reset(self.start + rng.uniform(-parameters.start_noise, parameters.start_noise, 3))
         count = int(rng.integers(parameters.objects[0], parameters.objects[1] + 1))
-        places = self._scatter(rng, len(TARGETS) + count)
+        places = self._places(scene, rng, count)
         object_colours, target_colours = (rng.permutation(list(COLOURS)).tolist() for _ in range(2))
         self._objects = dict(zip(object_colours, OBJECTS[:count], strict=False))
         self._targets = dict(zip(target_colours, TARGETS, strict=False))
@@ -76,18 +56,35 @@ class PickPlace:
             scene.paint(name, COLOURS[colour])
         yaws = rng.uniform(-parameters.max_yaw, parameters.max_yaw, count)
         for name, place, yaw, colour in zip(OBJECTS, places[len(TARGETS) :], yaws, object_colours, strict=False):
-            scene.place_object(name, np.array([*place, HALF_SIZE]), yaw)
+            scene.place_object(name, np.array([*place, self.half_size]), yaw)
             scene.paint(name, COLOURS[colour])
         for slot, name in enumerate(OBJECTS[count:]):
             scene.store_object(name, slot)
-        return instruction(object_colours[0], target_colours[0])
+        return self._say(rng, object_colours[0], target_colours[0])
+
+    def _places(self, scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Where the targets and `count` objects stand, (targets + count, 2) in metres."""
+        low, high = self.parameters.area_low, self.parameters.area_high
+        return scatter(rng, len(TARGETS) + count, low, high, self.parameters.spacing)
+
+    def _say(self, rng: np.random.Generator, object_colour: str, target_colour: str) -> str:
+        return instruction(object_colour, target_colour)
+
+    def advance(self, scene: Scene) -> None:
+        """Nothing moves by itself."""
 
     def satisfied(self, scene: Scene) -> bool:
         """The named object rests flat on the named target and no finger touches it."""
         offset = scene.position(OBJECTS[0]) - scene.position(TARGETS[0])
-        on_target = np.abs(offset[:2]).max() < TARGET_HALF_SIZE and abs(offset[2] - HALF_SIZE) < 0.008
+        on_target = np.abs(offset[:2]).max() < TARGET_HALF_SIZE and abs(offset[2] - self.half_size) < 0.008
         at_rest = scene.speed(OBJECTS[0]) < RESTING_SPEED
         return bool(on_target and at_rest and scene.fingers_touching(OBJECTS[0]) == 0)
+
+    def reward(self, scene: Scene) -> float:
+        """Half for the way of the fingertips to the object, half for that of the object to the target."""
+        distances = self.distances(scene)
+        near, there = distances["fingertips_to_object"], distances["object_to_target"]
+        return 0.5 * float(np.exp(-near / 0.1)) + 0.5 * float(np.exp(-there / 0.1))
 
     def distances(self, scene: Scene) -> dict[str, float]:
         thing, target = scene.position(OBJECTS[0]), scene.position(TARGETS[0])
@@ -98,38 +95,15 @@ class PickPlace:
 
     def landmarks(self, scene: Scene) -> np.ndarray:
         """The named object and target, then the object and the target of each colour."""
-        places = [scene.position(OBJECTS[0]), scene.position(TARGETS[0])]
-        absent = np.full(3, np.nan)
-        for painted in (self._objects, self._targets):
-            places += [scene.position(painted[colour]) if colour in painted else absent for colour in COLOURS]
-        return (np.stack(places) - scene.fingertips()).astype(np.float32)
+        colours = list(COLOURS)
+        return landmarks(
+            scene, (OBJECTS[0], TARGETS[0]), by_kind(self._objects, colours), by_kind(self._targets, colours)
+        )
 
     def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-        colours, scenes = list(COLOURS), np.arange(len(landmarks))
-        named = []
-        for first in (2, 2 + len(colours)):  # where the landmarks of each kind begin
-            there = ~np.isnan(landmarks[:, first : first + len(colours), 0])
-            named.append(np.argmax(rng.random(there.shape) * there, axis=1))
-        relabelled = landmarks.copy()
-        relabelled[:, 0] = landmarks[scenes, 2 + named[0]]
-        relabelled[:, 1] = landmarks[scenes, 2 + len(colours) + named[1]]
-        return [instruction(colours[i], colours[j]) for i, j in zip(*named, strict=True)], relabelled
+        colours = list(COLOURS)
+        renamed, named = rename(landmarks, rng)
+        return [self._say(rng, colours[i], colours[j]) for i, j in zip(*named, strict=True)], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)
-
-    def _scatter(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Random places (count, 2) on the table, no two closer than the spacing."""
-        low, high = np.array(self.parameters.area_low), np.array(self.parameters.area_high)
-        for _ in range(1000):
-            places: list[np.ndarray] = []
-            for _ in range(200):
-                place = rng.uniform(low, high)
-                if all(np.linalg.norm(place - other) >= self.parameters.spacing for other in places):
-                    places.append(place)
-                if len(places) == count:
-                    return np.array(places)
-        raise UserError(
-            f"{count} objects and targets do not fit {self.parameters.spacing} m apart between "
-            f"{self.parameters.area_low} and {self.parameters.area_high}; enlarge the area or lower the spacing"
-        )

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import mujoco
 import numpy as np
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.seeding import generator, integer_seed
-from mrvlm_sim.sim.env import ManipulationEnv, simulator_state
-from mrvlm_sim.tasks import make_env
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import set_state, simulator_state
+from mrvlm_sim.tasks import make_own_env
 
 BURST_PROBABILITY = 0.06  # per step
 BURST_STEPS = 3  # at most
@@ -63,8 +63,7 @@ class Demonstrations:
 
     def restore(self, env: ManipulationEnv, frame: int) -> None:
         """Put the simulator into the state of one frame (colours and fixtures: reset the episode first)."""
-        spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-        mujoco.mj_setState(env.scene.model, env.scene.data, self.states[frame], spec)
+        set_state(env.model, env.data, self.states[frame])
         env.scene.forward()
         env.scene.arm.restore(env.scene.data)
 
@@ -79,7 +78,7 @@ def record(
     """
     if episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {episodes}")
-    env = make_env(environment)
+    env = make_own_env(environment)
     rows: dict[str, list] = {name: [] for name in ("states", "proprio", "actions", "landmarks", "episode")}
     starts, instructions, success = [], [], []
     for episode in range(episodes):
@@ -102,7 +101,7 @@ def _record_episode(
     observation, _ = env.reset(seed=seed)
     over, terminated, push_left = False, False, 0
     while not over:
-        label = env.task.expert_action(env.scene)
+        label = env.expert_action()
         rows["states"].append(simulator_state(env))
         rows["proprio"].append(observation["proprio"])
         rows["actions"].append(label)

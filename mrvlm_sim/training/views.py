@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.tasks import make_env
+from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.training.demos import Demonstrations
 from mrvlm_sim.vision import Pyramid, patchify
 
@@ -99,7 +99,7 @@ def _fill(
 
 
 def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: Path, episodes: np.ndarray) -> None:
-    env = make_env(demos.environment)
+    env = make_own_env(demos.environment)
     boxes, sizes = margin_boxes(pyramid)
     files = [np.load(folder / f"{level}.npy", mmap_mode="r+") for level in range(pyramid.levels)]
     kept = kept_frames(demos)
@@ -107,7 +107,7 @@ def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: P
         env.reset(seed=int(demos.reset_seeds[episode]))
         for index in np.flatnonzero(demos.episode[kept] == episode).tolist():
             demos.restore(env, int(kept[index]))
-            for file, view in zip(files, env.renderer.views(env.scene.data, camera, boxes, sizes), strict=True):
+            for file, view in zip(files, env.renderer.views(camera, boxes, sizes), strict=True):
                 file[index] = view
     env.close()
 

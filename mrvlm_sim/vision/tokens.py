@@ -3,7 +3,7 @@
 In torch every step is differentiable from the frame to the tokens, which is what attacks need.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from einops import rearrange, reduce
@@ -28,7 +28,13 @@ def cut(frame: Array, origins: np.ndarray, pyramid: Pyramid) -> list[Array]:
 def _area_mean(image: Array, factor: int) -> Array:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         return _area_mean_of_integers(image, factor)  # type: ignore[return-value]
-    return reduce(image, "(h f) (w g) c -> h w c", "mean", f=factor, g=factor)
+    mean: Any = _accurate_mean if isinstance(image, np.ndarray) else "mean"
+    return reduce(image, "(h f) (w g) c -> h w c", mean, f=factor, g=factor)
+
+
+def _accurate_mean(image: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """numpy adds float32 along several axes one by one; over thousands of pixels that costs digits."""
+    return image.mean(axis=axes, dtype=np.float64).astype(image.dtype)
 
 
 def _area_mean_of_integers(image: np.ndarray, factor: int) -> np.ndarray:

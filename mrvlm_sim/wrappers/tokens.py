@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium import spaces
 
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.sim.env import ManipulationEnv, Observation
+from mrvlm_sim.sim.external import as_dict, as_dict_space, check_mujoco, external_renderer
+from mrvlm_sim.sim.suite_env import Observation, SuiteEnv
 from mrvlm_sim.vision import JitterProcess, Pyramid, cut, tokenise
 
 Source = Literal["sensor", "nested"]
@@ -16,11 +17,12 @@ Frames = dict[str, np.ndarray]  # camera -> uint8 (S, S, 3)
 FrameHook = Callable[[Frames, Observation], Frames]
 
 
-class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray]):
+class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.ndarray]):
     """Adds `<camera>/tokens` uint8 (N, patch*patch*3) and `<camera>/boxes` float32 (N, 4) = u, v, h, level.
 
     Args:
-        env: a `ManipulationEnv`, wrapped or not.
+        env: any environment whose unwrapped form has a MuJoCo `model` and `data`. An observation that is a plain array
+            becomes the key `state` of a Dict.
         pyramids: the pyramid of each camera that is looked through.
         source: `nested` renders every level through its own frustum (fast); `sensor` renders the whole frame,
             lets `frame_hook` change it (attacks, corruptions), and cuts it (the reference).
@@ -30,7 +32,7 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observati
         jitter_rng: where jitter comes from; the environment's own generator if not given.
 
     Raises:
-        UserError: unknown camera or source, a hook without the sensor, or an environment without cameras.
+        UserError: unknown camera or source, a hook without the sensor, or an environment without MuJoCo.
 
     >>> import gymnasium, mrvlm_sim
     >>> from mrvlm_sim.vision import Pyramid
@@ -44,7 +46,7 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observati
 
     def __init__(
         self,
-        env: gymnasium.Env[Observation, np.ndarray],
+        env: gymnasium.Env[Any, np.ndarray],
         pyramids: Mapping[str, Pyramid],
         source: Source = "nested",
         frame_hook: FrameHook | None = None,
@@ -52,21 +54,20 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observati
         jitter_rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__(env)
-        base = env.unwrapped
-        if not isinstance(base, ManipulationEnv):
-            raise UserError(f"MultiResolutionTokens wraps environments of this suite, not {type(base).__name__}")
+        base = check_mujoco(env.unwrapped, type(env.unwrapped).__name__)
+        self.renderer = base.renderer if isinstance(base, SuiteEnv) else external_renderer(base)
         for camera in pyramids:
-            if camera not in base.cameras:
-                raise unknown_name("camera", camera, base.cameras)
+            if camera not in self.renderer.cameras:
+                raise unknown_name("camera", camera, self.renderer.cameras)
         if source not in ("sensor", "nested"):
             raise unknown_name("source", source, ("sensor", "nested"))
         if frame_hook is not None and source != "sensor":
             raise UserError("a frame_hook changes sensor frames, so it needs source='sensor', not 'nested'")
         if frame_interval < 1:
             raise UserError(f"frame_interval must be at least 1, not {frame_interval}")
-        self.base, self.pyramids, self.source = base, dict(pyramids), source
+        self.pyramids, self.source = dict(pyramids), source
         self.frame_hook, self.frame_interval, self.jitter_rng = frame_hook, frame_interval, jitter_rng
-        self.observation_space = _with_tokens(base.observation_space, self.pyramids)  # type: ignore[assignment]
+        self.observation_space = _with_tokens(as_dict_space(env.observation_space), self.pyramids)  # type: ignore[assignment]
         self.views: dict[str, list[np.ndarray]] = {}  # what was last seen, level by level
         self.origins: dict[str, np.ndarray] = {}
         self._steps = 0
@@ -74,19 +75,23 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observati
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
-        rng = self.jitter_rng if self.jitter_rng is not None else self.base.np_random
+        rng = self.jitter_rng if self.jitter_rng is not None else self.env.unwrapped.np_random
         self._jitter = {name: JitterProcess(p.jitter, p.levels, rng) for name, p in self.pyramids.items()}
         self._steps = 0
-        return self.look(observation), info
+        return self.look(as_dict(observation)), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
         if self._steps % self.frame_interval == 0 or terminated or truncated:
-            observation = self.look(observation)
+            observation = self.look(as_dict(observation))
         else:
-            observation = observation | self._seen
+            observation = as_dict(observation) | self._seen
         return observation, float(reward), terminated, truncated, info
+
+    def close(self) -> None:
+        self.renderer.close()
+        super().close()
 
     def look(self, observation: Observation) -> Observation:
         """Look anew, with the next jitter: the observation with fresh tokens and boxes."""
@@ -99,22 +104,19 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Observati
         return observation | self._seen
 
     def _nested(self) -> dict[str, list[np.ndarray]]:
-        render, data = self.base.renderer.views, self.base.scene.data
         return {
-            name: render(data, name, pyramid.boxes(self.origins[name]), pyramid.view_sizes)
+            name: self.renderer.views(name, pyramid.boxes(self.origins[name]), pyramid.view_sizes)
             for name, pyramid in self.pyramids.items()
         }
 
     def _cut(self, observation: Observation) -> dict[str, list[np.ndarray]]:
-        render, data = self.base.renderer.frame, self.base.scene.data
-        frames = {name: render(data, name, pyramid.frame_size) for name, pyramid in self.pyramids.items()}
+        frames = {name: self.renderer.frame(name, pyramid.frame_size) for name, pyramid in self.pyramids.items()}
         if self.frame_hook is not None:
             frames = self.frame_hook(frames, observation)
         return {name: cut(frames[name], self.origins[name], p) for name, p in self.pyramids.items()}
 
 
-def _with_tokens(space: spaces.Space, pyramids: dict[str, Pyramid]) -> spaces.Dict:
-    assert isinstance(space, spaces.Dict)
+def _with_tokens(space: spaces.Dict, pyramids: dict[str, Pyramid]) -> spaces.Dict:
     added: dict[str, spaces.Space] = {}
     for name, pyramid in pyramids.items():
         low = np.tile(np.array([-1, -1, 0, 0], np.float32), (pyramid.tokens, 1))

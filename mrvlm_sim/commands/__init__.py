@@ -1,0 +1,1 @@
+"""The commands behind `mrvlm_sim.cli`: parsing and printing only."""

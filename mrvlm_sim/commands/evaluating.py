@@ -1,0 +1,141 @@
+"""Scoring policies: `eval`, and `serve` for policies that stay elsewhere."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mrvlm_sim.commands.options import Reference, Settings, TrustPickle
+from mrvlm_sim.console import console, print_report, print_table, run_with_progress
+from mrvlm_sim.errors import UserError
+
+if TYPE_CHECKING:
+    from mrvlm_sim.evaluation.evaluate import Evaluation
+
+
+def evaluate(
+    env: Annotated[
+        list[str],
+        typer.Option("--env", help="Environment: a folder in envs/; repeatable; all: the suite's own."),
+    ],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An arm, expert, random, noop, module:Class, file.py:Class, folder, ws://HOST:PORT, "
+            "openpi://HOST:PORT or its card.toml, model.zip of SB3; repeatable."
+        ),
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Run expert, random and noop, too: ceiling and floors.")] = True,
+    episodes: Annotated[int, typer.Option(help="Episodes per policy, the same for all.")] = 50,
+    seed: Annotated[int, typer.Option(help="Suite seed: names the episodes.")] = 0,
+    settings: Settings = None,
+    attack: Annotated[list[str] | None, typer.Option(help="pgd or noise, against clean twins; repeatable.")] = None,
+    eps: Annotated[str, typer.Option(help="Size of the attack: a fraction of the pixel range.")] = "4/255",
+    steps: Annotated[int, typer.Option(help="Gradient steps of the attack.")] = 10,
+    shift: Annotated[
+        list[str] | None, typer.Option(help="lighting, colours, camera, noise, blur or delay; repeatable.")
+    ] = None,
+    severity: Annotated[
+        list[float] | None, typer.Option(help="Of every shift, from 0 to 1; repeatable. Default: 0.5.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core (of the cluster).")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Run on Ray: local, or from a node of the cluster auto or HOST:PORT.")
+    ] = None,
+    video: Annotated[int, typer.Option(help="Film so many episodes per policy and condition.")] = 0,
+    reference: Reference = "uniform-256",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: one in results/runs named by what is run.")
+    ] = None,
+    shard: Annotated[str, typer.Option(help="Run part i of n only, as i/n from 0/n on; see merge.")] = "0/1",
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which an episode ends as an error.")] = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Run episodes with errors again.")] = False,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Stop an arm when it is told apart from the reference.")
+    ] = False,
+    max_episodes: Annotated[int, typer.Option(help="Episodes per policy at which --until-decided gives up.")] = 500,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Run policies on the same episodes and end with one table; the same command again goes on where it stopped."""
+    from mrvlm_sim.agents.registry import fitting_baselines, shipped_arms
+    from mrvlm_sim.evaluation.episode import conditions_of
+    from mrvlm_sim.evaluation.evaluate import Evaluation
+    from mrvlm_sim.evaluation.runs import Plan
+    from mrvlm_sim.evaluation.suite import suite_table, write_suite
+    from mrvlm_sim.tasks import chosen_environments, split_settings
+
+    shifts = [(name, size) for name in dict.fromkeys(shift or []) for size in dict.fromkeys(severity or [0.5])]
+    conditions = conditions_of(list(dict.fromkeys(attack or [])), parse_fraction(eps), steps, shifts)
+    limit, folders, failed = (max_episodes if until_decided else episodes), dict[str, Path](), False
+    environments = chosen_environments(env, settings or [])
+    for name in environments:
+        policies = policy or shipped_arms(name)
+        if baselines:
+            policies = [*policies, *(other for other in fitting_baselines(name) if other not in policies)]
+        plan = Plan(name, tuple(policies), tuple(conditions), seed, limit, video, reference, trust_pickle)
+        folder = output / split_settings(name)[0] if output is not None and len(environments) > 1 else output
+        run = Evaluation(plan, folder, workers, parse_shard(shard), timeout, retry_errors, until_decided, cluster)
+        folders[name], failed = run.folder, failed or bool(run.problems)
+        if _run(run, reference, f"{name}, suite seed {seed}"):
+            raise typer.Exit(130)
+    if len(folders) > 1:
+        table = suite_table(folders, reference)
+        print_table(table, f"success %, suite seed {seed}")
+        if output is not None:
+            write_suite(output, table)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run(run: "Evaluation", reference: str, title: str) -> bool:
+    """Carry out one environment's plan and print its table; whether it was interrupted."""
+    if run.resumed:
+        console.print(f"{run.resumed} episodes are there already", style="yellow")
+    try:
+        return run_with_progress(run)
+    finally:
+        print_report(run.folder, run.finish(), reference, title, run.notes())
+
+
+def serve(
+    policy: Annotated[str, typer.Argument(help="What `eval --policy` takes.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(envvar="MRVLM_SIM_TOKEN", help="Clients must know it.")] = None,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Serve a policy to `eval --policy ws://HOST:PORT` in other processes or on other machines."""
+    from mrvlm_sim.agents.serve import policy_server
+
+    try:
+        server = policy_server(policy, host, port, token, trust_pickle)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from error
+    with server:
+        console.print(f"serving {policy} at ws://{host}:{server.socket.getsockname()[1]}; Ctrl-C ends it")
+        server.serve_forever()
+
+
+def parse_fraction(text: str) -> float:
+    """`4/255` or `0.0157` as a number.
+
+    Raises:
+        UserError: it is neither.
+    """
+    numerator, _, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"--eps must be a number or a fraction such as 4/255, not {text!r}") from error
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8): part 2 of 8, counted from 0.
+
+    Raises:
+        UserError: it is not of that form, or out of range.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise UserError(f"--shard must be i/n with 0 <= i < n, for example 0/4, not {text!r}")
+    return int(part), int(parts)

@@ -1,0 +1,103 @@
+"""Making policies: `demos` and `train`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mrvlm_sim.commands.options import Arm, Env
+from mrvlm_sim.console import bar, console
+from mrvlm_sim.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Device(StrEnum):
+    """Where to train."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def demos(
+    env: Env,
+    episodes: Annotated[int, typer.Option(help="Episodes to record.")] = 800,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the demonstrations.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="File; default: data/demos/<env>-<episodes>-<seed>.npz.")] = None,
+) -> None:
+    """Record expert episodes as simulator states, with pushes so that recoveries are seen."""
+    from mrvlm_sim.paths import make_parent
+    from mrvlm_sim.tasks import own_card
+    from mrvlm_sim.training.demos import record
+    from mrvlm_sim.training.session import DEMONSTRATIONS, demonstrations_path
+
+    path = output or demonstrations_path(DEMONSTRATIONS, env, episodes, seed)
+    own_card(env)
+    make_parent(path)
+    with bar("recording", episodes) as advance:
+        recorded = record(env, episodes, seed, advance)
+    recorded.save(path)
+    console.print(
+        f"{len(recorded.states)} frames of {episodes} episodes, {recorded.success.mean():.1%} successful: {path}"
+    )
+
+
+def train_bc(
+    env: Env,
+    arm: Arm,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/bc-<env>-<arm>.")] = None,
+    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.AUTO,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render the demonstrations.")] = 2,
+    eval_every: Annotated[
+        int, typer.Option(min=0, help="Updates between evaluations; a multiple of 100, 0 for none.")
+    ] = 2500,
+    eval_episodes: Annotated[int, typer.Option(min=1, help="Episodes of each evaluation.")] = 20,
+) -> None:
+    """Behaviour cloning with the recipe on the arm's card; goes on from the checkpoint if there is one."""
+    from mrvlm_sim.agents.registry import arm_card
+    from mrvlm_sim.evaluation.periodic import quick_success
+    from mrvlm_sim.paths import runs_folder
+    from mrvlm_sim.training.demos import Demonstrations
+    from mrvlm_sim.training.session import Folders, get_demonstrations, make_trainer, train
+
+    if eval_every % 100:
+        raise UserError(f"--eval-every must be a multiple of 100, not {eval_every}")
+    card, _ = arm_card(arm)
+    if card.environment != env:
+        raise UserError(f"arm {arm} belongs to environment {card.environment}, not {env}")
+    recipe, folders = card.training, Folders(output or runs_folder() / f"bc-{env}-{arm}")
+    with bar("demonstrations", recipe.demonstrations) as advance:
+        path = get_demonstrations(
+            folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance
+        )
+    console.print("rendering the demonstrations through this arm's eyes (kept for the next time)")
+    trainer = make_trainer(card, Demonstrations.load(path), folders, torch_device(device), workers)
+    if trainer.update:
+        console.print(f"resuming after update {trainer.update}")
+    look = (lambda policy: quick_success(policy, env, eval_episodes)) if eval_every else None
+    with bar("updates", recipe.updates) as advance:
+
+        def log(update: int, figures: dict[str, float]) -> None:
+            advance(update)
+            console.print(f"{update:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+        try:
+            folder = train(trainer, log, look, eval_every, threads)
+        except KeyboardInterrupt:
+            console.print(f"saved up to update {trainer.saved}; the same command goes on from there")
+            raise
+    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
+
+
+def torch_device(device: Device) -> "torch.device":
+    """The device that was asked for; `auto` takes CUDA where there is one."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device is Device.CUDA and not available:
+        raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or see mrvlm-sim doctor")
+    return torch.device("cuda" if available and device is not Device.CPU else "cpu")

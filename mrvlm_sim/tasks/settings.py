@@ -1,0 +1,67 @@
+"""Knobs of an environment: `pick_place[max_yaw=0.0;objects=[4, 4]]` is `pick_place` with two values changed.
+
+Such a reference is understood wherever the name of an environment is. The episodes are those of the plain environment:
+their random streams do not depend on what stands in the brackets.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mrvlm_sim.errors import UserError, unknown_name
+
+OF_EVERY_TASK = ("max_steps", "hold_steps", "reward")
+
+
+def with_settings(name: str, settings: Iterable[str]) -> str:
+    """The reference for `name` with settings of the form `name.knob=value`.
+
+    Raises:
+        UserError: a setting has another form, or is one of another environment.
+    """
+    chosen: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        environment, dot, knob = key.strip().rpartition(".")
+        if not (equals and dot and knob and value.strip()):
+            raise UserError(f"--set must be ENVIRONMENT.KNOB=VALUE, for example {name}.max_steps=60, not {setting!r}")
+        if environment != name:
+            raise UserError(f"--set {setting}: the environment is {name}, so knobs begin with {name!r} and a dot")
+        chosen[knob] = value.strip()
+    inside = ";".join(f"{knob}={value}" for knob, value in sorted(chosen.items()))
+    return f"{name}[{inside}]" if inside else name
+
+
+def split_settings(reference: str) -> tuple[str, dict[str, Any]]:
+    """The name of the environment, and the values that were set; text need not be quoted."""
+    name, bracket, inside = reference.partition("[")
+    if not bracket:
+        return name, {}
+    pairs = [pair.partition("=") for pair in inside.removesuffix("]").split(";")]
+    return name, {knob.strip(): _value(text.strip()) for knob, _, text in pairs}
+
+
+def apply_settings(
+    values: Mapping[str, Any], settings: Mapping[str, Any], name: str, knobs: Iterable[str]
+) -> dict[str, Any]:
+    """The values of a card with the settings in their places; `knobs` are the task's own.
+
+    Raises:
+        UserError: there is no such knob.
+    """
+    changed, parameters, known = dict(values), dict(values.get("parameters", {})), list(knobs)
+    for knob, value in settings.items():
+        if knob in OF_EVERY_TASK:
+            changed[knob] = value
+        elif knob in known:
+            parameters[knob] = value
+        else:
+            raise unknown_name(f"knob of {name}", knob, [*known, *OF_EVERY_TASK])
+    return changed | {"parameters": parameters}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

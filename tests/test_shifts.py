@@ -1,0 +1,135 @@
+"""Shifts change what they say, on the same initial states, and nothing at severity 0."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mrvlm_sim.agents.baselines import RandomPolicy
+from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, conditions_of, run_episode
+from mrvlm_sim.evaluation.evaluate import Evaluation
+from mrvlm_sim.evaluation.replay import replay
+from mrvlm_sim.evaluation.runs import Plan
+from mrvlm_sim.evaluation.store import Key
+from mrvlm_sim.evaluation.tables import by_condition, pretty_tables
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.vision import Jitter, Pyramid
+from mrvlm_sim.wrappers.shifts import CHANGED, SHIFTS, check_shift, under
+
+EYES = {"wrist": Pyramid(frame_size=64, patch=8, grids=(4, 4), jitter=Jitter(tremor=0.2))}
+OF_PICTURES = [name for name in SHIFTS if name != "delay"]
+
+
+class Looks(RandomPolicy):
+    """Acts at random, and keeps what it saw."""
+
+    requirements = Requirements(cameras=EYES)
+
+    def reset(self, episodes: Sequence[EpisodeStart]) -> None:
+        super().reset(episodes)
+        self.seen: list[np.ndarray] = []
+
+    def act(self, observations: Observations) -> np.ndarray:
+        self.seen.append(observations["wrist/tokens"].copy())
+        return super().act(observations)
+
+
+def play(env: ManipulationEnv, shift: str | None, severity: float = 1.0) -> tuple[EpisodeRecord, np.ndarray]:
+    policy = Looks()
+    condition = Condition("x", "sensor", shift=shift, severity=severity if shift else 0.0)
+    record = run_episode(env, "pick_place", policy, "p", condition, 0, 0)
+    assert record.error == ""
+    return record, np.concatenate(policy.seen)
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_severity_nought_is_the_clean_episode(brief_env: ManipulationEnv, name: str) -> None:
+    (clean, seen), (shifted, seen_too) = play(brief_env, None), play(brief_env, name, 0.0)
+    assert (shifted.end_hash, shifted.frame_hash) == (clean.end_hash, clean.frame_hash)
+    assert (seen == seen_too).all()
+
+
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_pictures_change_and_physics_does_not(brief_env: ManipulationEnv, name: str) -> None:
+    (clean, seen), (shifted, other) = play(brief_env, None), play(brief_env, name)
+    assert (shifted.start_hash, shifted.end_hash) == (clean.start_hash, clean.end_hash)
+    assert all((one != two).mean() > 0.02 for one, two in zip(seen, other, strict=True))  # from the first look on
+
+
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_more_severe_is_farther_from_clean(brief_env: ManipulationEnv, name: str) -> None:
+    _, clean = play(brief_env, None)
+    away = [np.abs(play(brief_env, name, severity)[1].astype(float) - clean).mean() for severity in (0.2, 1.0)]
+    assert away[0] < away[1]
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_it_repeats_and_leaves_the_model_as_it_was(brief_env: ManipulationEnv, name: str) -> None:
+    before = {part: getattr(brief_env.model, part).copy() for part in CHANGED}
+    headlight = brief_env.model.vis.headlight.diffuse.copy()
+    (one, seen), (again, seen_again) = play(brief_env, name), play(brief_env, name)
+    assert (one.end_hash, one.frame_hash) == (again.end_hash, again.frame_hash)
+    assert (seen == seen_again).all()
+    for part in set(CHANGED) - {"geom_rgba"}:
+        assert (getattr(brief_env.model, part) == before[part]).all()
+    assert (brief_env.model.vis.headlight.diffuse == headlight).all()
+    _, clean = play(brief_env, None)
+    assert (clean != seen).any() or name == "delay"
+
+
+def test_a_late_action_is_the_one_of_some_steps_before(brief_env: ManipulationEnv) -> None:
+    taken: list[np.ndarray] = []
+    step = brief_env.step
+    shift = SHIFTS["delay"](0.5, np.random.default_rng(0))
+    with under(brief_env, shift) as begun, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(brief_env, "step", lambda action: taken.append(action) or step(action))
+        begun.reset(seed=0)
+        for i in range(5):
+            begun.step(np.full(5, i / 10, np.float32))
+    assert [round(float(action[0]), 1) for action in taken] == [0.0, 0.0, 0.0, 0.1, 0.2]
+
+
+def test_a_delayed_episode_can_be_replayed(tmp_path: Path) -> None:
+    conditions = conditions_of([], 0.0, 1, [("delay", 1.0), ("lighting", 0.5)])
+    plan = Plan("pick_place[max_steps=12]", ("random",), tuple(conditions), 0, 1)
+    evaluation = Evaluation(plan, tmp_path / "run", workers=0)
+    evaluation.run(lambda _: None)
+    evaluation.finish()
+    for name in ("clean", "delay 1", "lighting 0.5"):
+        assert replay(tmp_path / "run", Key("random", name, 0, 0)).differences == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "severity", "message"),
+    [("ligting", 0.5, "Did you mean 'lighting'"), ("blur", 1.1, "between 0 and 1"), ("blur", -0.1, "between 0 and 1")],
+)
+def test_what_is_no_shift_is_refused(name: str, severity: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_shift(name, severity)
+    with pytest.raises(UserError, match=message):
+        conditions_of([], 0.0, 1, [(name, severity)])
+
+
+def test_shifts_of_frames_need_frames() -> None:
+    with pytest.raises(UserError, match="its source is 'sensor'"):
+        Condition("x", shift="noise", severity=0.5)
+    sources: Any = {c.source for c in conditions_of([], 0.0, 1, [("noise", 0.5), ("lighting", 0.5)])}
+    assert sources == {"sensor"}  # the clean twins, too
+    assert {c.source for c in conditions_of([], 0.0, 1, [("lighting", 0.5)])} == {"nested"}
+
+
+def test_many_conditions_are_a_table_of_lines(tmp_path: Path) -> None:
+    conditions = conditions_of([], 0.0, 1, [(name, 1.0) for name in ("lighting", "colours", "camera")])
+    plan = Plan("pick_place[max_steps=4]", ("random", "noop"), tuple(conditions), 0, 2)
+    evaluation = Evaluation(plan, tmp_path / "run", workers=0)
+    evaluation.run(lambda _: None)
+    table = evaluation.finish()
+    assert len(pretty_tables(table)) == 2
+    lines = by_condition(table)
+    assert lines["condition"].tolist() == [c for c in ("clean", "lighting 1", "colours 1", "camera 1") for _ in "ab"]
+    assert lines["drop"].tolist()[:3] == ["-", "-", "+0.0 [-65.8, +65.8]"]
+    assert "lighting 1" in (tmp_path / "run" / "table.md").read_text()
