@@ -18,15 +18,17 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.suite_env import decode_instruction, simulator_state
 from mrvlm_sim.tasks import make_task
-from mrvlm_sim.training.bc import Dataset, Trainer, schedule
+from mrvlm_sim.training.bc import Cloning
+from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
-from mrvlm_sim.training.views import STRIDE, MarginViews, kept_frames, margins, render_views
+from mrvlm_sim.training.trainer import schedule
+from mrvlm_sim.training.views import MarginViews, kept_frames, margins, render_views
 from mrvlm_sim.vision import Jitter, Pyramid, unpatchify
 
 pytestmark = pytest.mark.slow
 
 SMALL = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4), jitter=Jitter(tremor=0.2, drift=0.1))
-UPDATES = 6
+UPDATES, STRIDE = 6, 2
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def views(demos: Demonstrations, cache: Path) -> MarginViews:
-    return render_views(demos, "wrist", SMALL, cache, workers=1)
+    return render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
 
 
 @pytest.fixture(scope="module")
 def dataset(demos: Demonstrations, views: MarginViews) -> Dataset:
-    return Dataset(demos, {"wrist": views}, chunk=4, device=torch.device("cpu"))
+    return Dataset(demos, {"wrist": views}, chunk=4, stride=STRIDE, device=torch.device("cpu"))
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -178,7 +180,7 @@ class TestMarginViews:
         self, demos: Demonstrations, views: MarginViews, env: ManipulationEnv
     ) -> None:
         rng, likeness = np.random.default_rng(2), []
-        kept = kept_frames(demos)
+        kept = kept_frames(demos, STRIDE)
         indices = rng.choice(len(kept), 12, replace=False)
         frames = kept[indices]
         tokens, boxes = views.tokens(indices, rng)
@@ -206,7 +208,7 @@ class TestMarginViews:
                 raise AssertionError("renders again")
 
         monkeypatch.setattr("mrvlm_sim.training.views.ProcessPoolExecutor", NoPool)
-        again = render_views(demos, "wrist", SMALL, cache, workers=1)
+        again = render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
         assert all((a == b).all() for a, b in zip(again.levels, views.levels, strict=True))
         for other in (
             (demos, "scene", SMALL),
@@ -214,12 +216,12 @@ class TestMarginViews:
             (replace(demos, states=demos.states + 1e-9), "wrist", SMALL),
         ):
             with pytest.raises(AssertionError, match="renders again"):
-                render_views(*other, cache, workers=1)
+                render_views(*other, STRIDE, cache, workers=1)
 
 
 class TestKeptFrames:
     def test_every_episode_is_thinned_evenly(self, demos: Demonstrations) -> None:
-        kept = kept_frames(demos)
+        kept = kept_frames(demos, STRIDE)
         for episode in range(len(demos.reset_seeds)):
             frames = np.flatnonzero(demos.episode == episode)
             steps = np.flatnonzero(np.isin(frames, kept))
@@ -244,7 +246,7 @@ class TestDataset:
     def test_held_out_episodes_are_whole(self, demos: Demonstrations, views: MarginViews) -> None:
         many = replace(demos, reset_seeds=np.arange(20), instructions=np.repeat(demos.instructions[:1], 20))
         many = replace(many, episode=np.arange(len(demos.states)) * 20 // len(demos.states))
-        dataset = Dataset(many, {"wrist": views}, chunk=4, device=torch.device("cpu"))
+        dataset = Dataset(many, {"wrist": views}, chunk=4, stride=STRIDE, device=torch.device("cpu"))
         seen = many.episode[dataset.kept]
         trained, held_out = set(seen[dataset.train_frames]), set(seen[dataset.check_frames])
         assert trained | held_out == set(range(20))
@@ -252,7 +254,7 @@ class TestDataset:
         assert len(held_out) == 1
 
 
-def new_trainer(dataset: Dataset, folder: Path, **changes: object) -> Trainer:
+def new_trainer(dataset: Dataset, folder: Path, **changes: object) -> Cloning:
     """A trainer of a tiny network; `changes` are made to the recipe."""
     training = {
         "method": "bc", "demonstrations": 3, "demonstration_seed": 1, "updates": UPDATES, "batch": 4,
@@ -262,15 +264,21 @@ def new_trainer(dataset: Dataset, folder: Path, **changes: object) -> Trainer:
         "fusion": "embedded", "width": 16, "depth": 1, "heads": 2, "chunk": 4, "action_size": 5, "proprio_size": 7,
         "landmarks": dataset.demos.landmarks.shape[1],
     }  # fmt: skip
-    card = {"summary": "", "environment": "pick_place", "execute": 2, "cameras": {"wrist": SMALL}, "network": network}
-    return Trainer(PolicyCard.model_validate(card | {"training": training | changes}), dataset, folder)
+    card = {
+        "summary": "",
+        "environments": ["pick_place"],
+        "execute": 2,
+        "cameras": {"wrist": SMALL},
+        "network": network,
+    }
+    return Cloning(PolicyCard.model_validate(card | {"training": training | changes}), [dataset], folder)
 
 
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+def weights(trainer: Cloning) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.network.state_dict().items()}
 
 
-def train(dataset: Dataset, folder: Path, stop: int = 0, **changes: object) -> tuple[Trainer, dict]:
+def train(dataset: Dataset, folder: Path, stop: int = 0, **changes: object) -> tuple[Cloning, dict]:
     """Train to the end, or until `stop` updates were saved; the figures that were logged, by update."""
     trainer, logged = new_trainer(dataset, folder, **changes), {}
 

@@ -17,8 +17,9 @@ class TrainingRecipe(Card):
     """Behaviour cloning: the budget and the optimiser's settings."""
 
     method: Literal["bc"]
-    demonstrations: PositiveInt  # episodes
+    demonstrations: PositiveInt  # episodes of each environment
     demonstration_seed: Seed
+    stride: PositiveInt = 2  # of the demonstrations' frames, one in so many is trained on
     updates: PositiveInt
     batch: PositiveInt
     matrix_rate: Positive  # peak learning rate of Muon, for the matrices of the transformer
@@ -41,7 +42,7 @@ class PolicyCard(Card):
     """`policy.toml`; an arm that was not trained yet has no `[weights]`."""
 
     summary: str
-    environment: str
+    environments: Annotated[list[str], Field(min_length=1)]  # that it is trained for
     execute: PositiveInt  # actions of each chunk that are carried out before the policy looks again
     cameras: Annotated[dict[str, Pyramid], Field(min_length=1)]
     network: NetworkConfig

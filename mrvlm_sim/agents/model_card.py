@@ -4,17 +4,17 @@ from mrvlm_sim.agents.card import PolicyCard
 
 TEXT = """# {summary}
 
-A policy for the environment `{environment}` of mrvlm_sim, trained by behaviour cloning of the suite's scripted expert.
+A policy for mrvlm_sim's {tasks}, trained by behaviour cloning of the suite's scripted experts.
 
 - **Sees**: {eyes}.
 - **Network**: ViT of width {network.width} and depth {network.depth}, `{network.fusion}` fusion, chunks of \
 {network.chunk} actions, of which {execute} are carried out before it looks again.
-- **Trained on** {training.demonstrations} demonstrations (seed {training.demonstration_seed}): {training.updates} \
-updates of {training.batch} frames, training seed {training.seed}, {weights.minutes:g} minutes on {weights.device}.
-- **Meant for** comparing ways of seeing within this suite. It was trained in simulation only, on one task, and must \
-not drive a real robot.
-- **Known weaknesses**: undefended against adversarial frames; knows only instructions like "put the red cube on the \
-blue pad".
+- **Trained on** {training.demonstrations} demonstrations of each task (seed {training.demonstration_seed}), one frame \
+in {training.stride}: {training.updates} updates of {training.batch} frames, training seed {training.seed}, \
+{weights.minutes:g} minutes on {weights.device}.
+- **Meant for** comparing ways of seeing within this suite. It was trained in simulation only and must not drive \
+a real robot.
+- **Known weaknesses**: undefended against adversarial frames; knows only the words of its tasks' instructions.
 
 Everything needed to train it again is in `policy.toml`; how it did, with intervals, is in `results/`.
 """
@@ -27,4 +27,5 @@ def model_card(card: PolicyCard) -> str:
         f"{pyramid.patch}-pixel patches from a {pyramid.frame_size}-pixel sensor"
         for camera, pyramid in card.cameras.items()
     ]
-    return TEXT.format(**dict(card), eyes="; ".join(cameras))
+    tasks = ", ".join(f"`{name}`" for name in card.environments)
+    return TEXT.format(**dict(card), tasks=f"task{'s' * (len(card.environments) > 1)} {tasks}", eyes="; ".join(cameras))

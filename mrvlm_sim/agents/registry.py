@@ -1,6 +1,6 @@
 """From what stands after `--policy` to a policy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -62,11 +62,17 @@ def arm_card(name: str) -> tuple[PolicyCard, Path]:
     return read_card(cards[name], PolicyCard), cards[name].parent
 
 
-def shipped_arms(environment: str) -> list[str]:
-    """Names of the arms with weights for an environment, whatever is set in it."""
-    name, _ = split_settings(environment)
-    named = {arm: read_card(path, PolicyCard) for arm, path in arm_cards().items()}
-    return [arm for arm, card in named.items() if card.weights is not None and card.environment == name]
+def shipped_arms(environments: Sequence[str]) -> list[str]:
+    """Names of the arms with weights for just these environments, or, if there are none, for these and others."""
+    asked = {split_settings(environment)[0] for environment in environments}
+    cards = {arm: read_card(path, PolicyCard) for arm, path in arm_cards().items()}
+    known = {
+        arm: {split_settings(environment)[0] for environment in card.environments}
+        for arm, card in cards.items()
+        if card.weights is not None
+    }
+    specialists = [arm for arm, knows in known.items() if knows == asked]
+    return specialists or [arm for arm, knows in known.items() if knows > asked]
 
 
 def fitting_baselines(environment: str) -> list[str]:

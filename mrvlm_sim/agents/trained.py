@@ -77,10 +77,7 @@ def load_trained(folder: Path, device: torch.device | None = None) -> TrainedPol
     card = read_card(folder / CARD, PolicyCard)
     path = folder / WEIGHTS
     if card.weights is None or not path.is_file():
-        raise UserError(
-            f"{folder} has no trained weights; train them: "
-            f"mrvlm-sim train bc --env {card.environment} --arm {folder.name}"
-        )
+        raise UserError(f"{folder} has no trained weights; train them: mrvlm-sim train bc --arm {folder.name}")
     found = sha256(path)
     if found != card.weights.sha256:
         raise UserError(f"{path}: sha256 is {found}, the card says {card.weights.sha256}; restore the file or retrain")

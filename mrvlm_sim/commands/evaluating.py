@@ -57,19 +57,22 @@ def evaluate(
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Run policies on the same episodes and end with one table; the same command again goes on where it stopped."""
-    from mrvlm_sim.agents.registry import fitting_baselines, shipped_arms
+    from mrvlm_sim.agents.registry import fitting_baselines, policy_name, shipped_arms
     from mrvlm_sim.evaluation.episode import conditions_of
     from mrvlm_sim.evaluation.evaluate import Evaluation
     from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.evaluation.suite import suite_table, write_suite
+    from mrvlm_sim.evaluation.tables import reference_among
     from mrvlm_sim.tasks import chosen_environments, split_settings
 
     shifts = [(name, size) for name in dict.fromkeys(shift or []) for size in dict.fromkeys(severity or [0.5])]
     conditions = conditions_of(list(dict.fromkeys(attack or [])), parse_fraction(eps), steps, shifts)
     limit, folders, failed = (max_episodes if until_decided else episodes), dict[str, Path](), False
     environments = chosen_environments(env, settings or [])
+    arms = policy or shipped_arms(environments)
+    reference = reference_among(map(policy_name, arms), reference)
     for name in environments:
-        policies = policy or shipped_arms(name)
+        policies = arms or shipped_arms([name])
         if baselines:
             policies = [*policies, *(other for other in fitting_baselines(name) if other not in policies)]
         plan = Plan(name, tuple(policies), tuple(conditions), seed, limit, video, reference, trust_pickle)

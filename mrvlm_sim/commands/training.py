@@ -13,6 +13,10 @@ from mrvlm_sim.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from mrvlm_sim.agents.card import PolicyCard
+    from mrvlm_sim.training.demos import Demonstrations
+    from mrvlm_sim.training.session import Folders
+
 
 class Device(StrEnum):
     """Where to train."""
@@ -46,9 +50,12 @@ def demos(
 
 
 def train_bc(
-    env: Env,
     arm: Arm,
-    output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/bc-<env>-<arm>.")] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", help="Environment; repeatable; all: the suite's own. Default: those on the arm's card."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.AUTO,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render the demonstrations.")] = 2,
@@ -60,26 +67,24 @@ def train_bc(
     """Behaviour cloning with the recipe on the arm's card; goes on from the checkpoint if there is one."""
     from mrvlm_sim.agents.registry import arm_card
     from mrvlm_sim.evaluation.periodic import quick_success
-    from mrvlm_sim.paths import runs_folder
-    from mrvlm_sim.training.demos import Demonstrations
-    from mrvlm_sim.training.session import Folders, get_demonstrations, make_trainer, train
+    from mrvlm_sim.tasks import chosen_environments, own_card, split_settings
+    from mrvlm_sim.training.session import Folders, default_output, make_trainer, train
 
     if eval_every % 100:
         raise UserError(f"--eval-every must be a multiple of 100, not {eval_every}")
     card, _ = arm_card(arm)
-    if card.environment != env:
-        raise UserError(f"arm {arm} belongs to environment {card.environment}, not {env}")
-    recipe, folders = card.training, Folders(output or runs_folder() / f"bc-{env}-{arm}")
-    with bar("demonstrations", recipe.demonstrations) as advance:
-        path = get_demonstrations(
-            folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance
-        )
+    if env:
+        card = card.model_copy(update={"environments": chosen_environments(env)})
+    for name in card.environments:
+        own_card(name)
+    folders = Folders(output or default_output(card, arm))
+    demonstrations = [_demonstrations(folders, card, name) for name in card.environments]
     console.print("rendering the demonstrations through this arm's eyes (kept for the next time)")
-    trainer = make_trainer(card, Demonstrations.load(path), folders, torch_device(device), workers)
+    trainer = make_trainer(card, demonstrations, folders, torch_device(device), workers)
     if trainer.update:
         console.print(f"resuming after update {trainer.update}")
-    look = (lambda policy: quick_success(policy, env, eval_episodes)) if eval_every else None
-    with bar("updates", recipe.updates) as advance:
+    look = (lambda policy: quick_success(policy, card.environments, eval_episodes)) if eval_every else None
+    with bar("updates", card.training.updates) as advance:
 
         def log(update: int, figures: dict[str, float]) -> None:
             advance(update)
@@ -90,7 +95,21 @@ def train_bc(
         except KeyboardInterrupt:
             console.print(f"saved up to update {trainer.saved}; the same command goes on from there")
             raise
-    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
+    chosen = " ".join(f"--env {split_settings(name)[0]}" for name in card.environments)
+    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval {chosen} --policy {folder}")
+
+
+def _demonstrations(folders: "Folders", card: "PolicyCard", env: str) -> "Demonstrations":
+    from mrvlm_sim.tasks import split_settings
+    from mrvlm_sim.training.demos import Demonstrations
+    from mrvlm_sim.training.session import get_demonstrations
+
+    recipe = card.training
+    with bar(f"demonstrations of {split_settings(env)[0]}", recipe.demonstrations) as advance:
+        path = get_demonstrations(
+            folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance
+        )
+    return Demonstrations.load(path)
 
 
 def torch_device(device: Device) -> "torch.device":

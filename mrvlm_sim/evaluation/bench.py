@@ -16,7 +16,8 @@ from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.seeding import integer_seed
 from mrvlm_sim.sim.suite_env import SuiteEnv
 from mrvlm_sim.tasks import make_env
-from mrvlm_sim.training.bc import Batch, losses
+from mrvlm_sim.training.bc import losses
+from mrvlm_sim.training.dataset import Batch
 from mrvlm_sim.vision import Jitter, JitterProcess, Pyramid, cut, quantise
 from mrvlm_sim.wrappers import MultiResolutionTokens
 

@@ -22,7 +22,7 @@ def catalogue() -> dict[str, pd.DataFrame]:
             [
                 {
                     "name": n,
-                    "environment": c.environment,
+                    "environments": ", ".join(c.environments),
                     "weights": "yes" if c.weights else "not trained",
                     "": c.summary,
                 }

@@ -37,7 +37,7 @@ def _sized(card: PolicyCard, seed_sizes: bool) -> PolicyCard:
 def _totals(name: str, card: PolicyCard) -> dict[str, str]:
     with torch.device("meta"):
         network = PolicyNetwork(card.cameras, card.network)
-    env = make_env(card.environment)
+    env = make_env(card.environments[0])
     sharpness = [acuity(pyramid, field_of_view(env, camera)) for camera, pyramid in card.cameras.items()]
     count = flops(card.cameras, card.network)
     return {

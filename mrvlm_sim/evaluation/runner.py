@@ -3,13 +3,14 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context, resource_tracker
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Self
 
 import torch
@@ -56,6 +57,8 @@ class Workers:
     def __init__(self, count: int, timeout: float | None = None) -> None:
         self.count, self.timeout, self._renewed = count, timeout, 0
         self._pool = _new_pool(count) if count else None
+        # Not `concurrent.futures.wait`: interrupted while it takes the locks of all futures, it never gives them back.
+        self._done = SimpleQueue[Future[EpisodeRecord]]()
 
     def __enter__(self) -> Self:
         if self._pool is None:
@@ -74,22 +77,28 @@ class Workers:
             return
         pending, tried = self._submit(jobs), set[Job]()
         while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                job = pending.pop(future)
-                if isinstance(future.exception(), BrokenProcessPool):  # one died while none had work
-                    self._renew()
-                    pending = self._submit([job, *pending.values()])
-                    break
-                if isinstance(future.exception(), ProcessExpired) and job not in tried:
-                    tried.add(job)
-                    pending |= self._submit([job])
-                else:
-                    yield _record(job, future, self.timeout)
+            future = self._done.get()
+            if future not in pending:  # of a pool that is gone
+                continue
+            job, error = pending.pop(future), future.exception()
+            if isinstance(error, BrokenProcessPool):  # one died while none had work
+                self._renew()
+                pending = self._submit([job, *pending.values()])
+            elif isinstance(error, ProcessExpired) and job not in tried:
+                tried.add(job)
+                pending |= self._submit([job])
+            else:
+                yield _record(job, future, self.timeout)
 
     def _submit(self, jobs: Sequence[Job]) -> "dict[Future[EpisodeRecord], Job]":
         assert self._pool is not None
         with _interrupts_blocked():  # workers inherit this: Ctrl-C is the parent's business
-            return {self._pool.schedule(run_job, args=(job,), timeout=self.timeout): job for job in jobs}
+            futures: dict[Future[EpisodeRecord], Job] = {
+                self._pool.schedule(run_job, args=(job,), timeout=self.timeout): job for job in jobs
+            }
+            for future in futures:
+                future.add_done_callback(self._done.put)
+        return futures
 
     def _renew(self) -> None:
         """Start new processes.

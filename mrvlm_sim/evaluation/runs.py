@@ -86,7 +86,7 @@ class Plan:
     def _job(self, reference: str, condition: Condition, episode: int, folder: Path) -> Job:
         name = policy_name(reference)
         title = f"{name}-{condition.name}-{episode:03d}" + (f"-seed{self.suite_seed}" if self.suite_seed else "")
-        film = folder / "videos" / f"{title}.mp4" if episode < self.videos else None
+        film = folder / "videos" / f"{title.replace('/', '-')}.mp4" if episode < self.videos else None
         return Job(self.environment, reference, name, condition, self.suite_seed, episode, film, self.trust_pickle)
 
 

@@ -1,6 +1,6 @@
 """From rows to the table: every rate with its interval, every arm against the reference on the same episodes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,12 @@ from mrvlm_sim.metrics.statistics import compare_paired, holm, wilson
 
 REFERENCE = "uniform-256"
 MOST_SIDE_BY_SIDE = 3  # conditions in one table
+
+
+def reference_among(policies: Iterable[str], reference: str) -> str:
+    """The policy that is meant by the name of the reference: `uniform-256` also stands for `generalist/uniform-256`."""
+    meant = (name for name in policies if name == reference or name.endswith(f"/{reference}"))
+    return next(meant, reference)
 
 
 def success_table(rows: pd.DataFrame, planned: Mapping[str, int], reference: str = REFERENCE) -> pd.DataFrame:

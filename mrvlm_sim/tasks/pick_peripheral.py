@@ -12,26 +12,13 @@ from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.sim.sight import behind_robot, eccentricity, in_image
 from mrvlm_sim.tasks import pick_place
 from mrvlm_sim.tasks.pick_place import OBJECTS, TARGETS, PickPlace
-from mrvlm_sim.tasks.tabletop import Phrases, require_area, scatter
+from mrvlm_sim.tasks.tabletop import require_area, scatter
 
 CAMERA = "wrist"
 Angle = Annotated[float, Field(ge=0, le=52)]  # degrees; the camera's field of view is 104
 CANDIDATES = 2000  # for the objects' places
 ATTEMPTS = 1000  # at finding places for everything
 AROUND = np.array([*product((-1, 1), repeat=3)]) * [2**0.5, 2**0.5, 1]  # corners of a cube, however it is turned
-PHRASES = Phrases(
-    seen=(
-        "put the {thing} cube on the {goal} pad",
-        "place the small {thing} cube on the {goal} pad",
-        "move the {thing} cube over to the {goal} pad",
-        "the {thing} cube belongs on the {goal} pad",
-        "bring the {goal} pad the {thing} cube",
-    ),
-    unseen=(
-        "find the {thing} cube and leave it on the {goal} pad",
-        "on the {goal} pad should lie the {thing} cube",
-    ),
-)
 
 
 class Parameters(pick_place.Parameters):
@@ -48,7 +35,7 @@ class Parameters(pick_place.Parameters):
     spacing: Annotated[float, Field(ge=0.08, le=0.12)]  # nearer, an object could start on its target
     max_yaw: Annotated[float, Field(ge=0, le=0.8)]
     start_noise: Annotated[float, Field(ge=0, le=0.06)]
-    unseen_phrases: bool = False
+    paraphrases: bool = True
 
     @field_validator("eccentricity")
     @classmethod
@@ -122,6 +109,3 @@ class PickPeripheral(PickPlace):
         """Corners (..., 8, 3) of a box around an object at each of the places (..., 2), however it is turned."""
         centres = np.insert(places, 2, self.half_size, axis=-1)
         return centres[..., None, :] + self.half_size * AROUND
-
-    def _say(self, rng: np.random.Generator, object_colour: str, target_colour: str) -> str:
-        return PHRASES.say(rng, self.parameters.unseen_phrases, thing=object_colour, goal=target_colour)

@@ -8,13 +8,26 @@ from pydantic import Field
 from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.tasks.expert import GripperExpert
-from mrvlm_sim.tasks.tabletop import COLOURS, Area, Counts, by_kind, landmarks, rename, scatter
+from mrvlm_sim.tasks.tabletop import COLOURS, Area, Counts, Phrases, by_kind, landmarks, rename, scatter
 
 OBJECTS = ("object0", "object1", "object2", "object3")
 TARGETS = ("target0", "target1")
 HALF_SIZE = 0.025  # of an object, metres
 TARGET_HALF_SIZE = 0.05
 RESTING_SPEED = 0.05  # metres per second
+PHRASES = Phrases(
+    seen=(
+        "put the {thing} cube on the {goal} pad",
+        "place the {thing} cube on the {goal} pad",
+        "move the {thing} cube over to the {goal} pad",
+        "the {thing} cube belongs on the {goal} pad",
+        "bring the {goal} pad the {thing} cube",
+    ),
+    unseen=(
+        "find the {thing} cube and leave it on the {goal} pad",
+        "on the {goal} pad should lie the {thing} cube",
+    ),
+)
 
 
 class Parameters(Area):
@@ -26,14 +39,12 @@ class Parameters(Area):
     spacing: Annotated[float, Field(gt=0, le=0.12)]
     max_yaw: Annotated[float, Field(ge=0)]
     start_noise: Annotated[float, Field(ge=0)]
+    paraphrases: bool = False  # or always the first phrase
+    unseen_phrases: bool = False
 
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "PickPlace":
     return PickPlace(parameters, card.workspace.start)
-
-
-def instruction(object_colour: str, target_colour: str) -> str:
-    return f"put the {object_colour} cube on the {target_colour} pad"
 
 
 class PickPlace:
@@ -68,7 +79,10 @@ class PickPlace:
         return scatter(rng, len(TARGETS) + count, low, high, self.parameters.spacing)
 
     def _say(self, rng: np.random.Generator, object_colour: str, target_colour: str) -> str:
-        return instruction(object_colour, target_colour)
+        words, parameters = {"thing": object_colour, "goal": target_colour}, self.parameters
+        if not (parameters.paraphrases or parameters.unseen_phrases):
+            return PHRASES.seen[0].format(**words)
+        return PHRASES.say(rng, parameters.unseen_phrases, **words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""

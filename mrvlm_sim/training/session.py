@@ -2,7 +2,7 @@
 
 import copy
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,10 @@ import torch
 
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.trained import TrainedPolicy, save_trained
-from mrvlm_sim.training.bc import Dataset, Trainer
+from mrvlm_sim.paths import runs_folder
+from mrvlm_sim.tasks import split_settings
+from mrvlm_sim.training.bc import Cloning
+from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.views import render_views
 
@@ -29,6 +32,13 @@ class Folders:
     views: Path = Path("data") / "views"
 
 
+def default_output(card: PolicyCard, arm: str) -> Path:
+    """Where an arm is trained if nothing else is said."""
+    names = [split_settings(environment)[0] for environment in card.environments]
+    what = names[0] if len(names) == 1 else f"{len(names)}-tasks"
+    return runs_folder() / f"bc-{what}-{arm.replace('/', '-')}"
+
+
 def demonstrations_path(folder: Path, environment: str, episodes: int, seed: int) -> Path:
     """The file that holds so many demonstrations of one environment."""
     return folder / f"{environment}-{episodes}-{seed}.npz"
@@ -45,14 +55,19 @@ def get_demonstrations(
 
 
 def make_trainer(
-    card: PolicyCard, demos: Demonstrations, folders: Folders, device: torch.device, workers: int
-) -> Trainer:
+    card: PolicyCard, demos: Sequence[Demonstrations], folders: Folders, device: torch.device, workers: int
+) -> Cloning:
     """Render what is missing in the cache and set the trainer up, resumed if there is a checkpoint."""
-    views = {name: render_views(demos, name, p, folders.views, workers) for name, p in card.cameras.items()}
-    return Trainer(card, Dataset(demos, views, card.network.chunk, device), folders.output)
+    return Cloning(card, [_dataset(card, each, folders, device, workers) for each in demos], folders.output)
 
 
-def train(trainer: Trainer, log: Log, evaluate: Evaluate | None, evaluate_every: int, threads: int) -> Path:
+def _dataset(card: PolicyCard, demos: Demonstrations, folders: Folders, device: torch.device, workers: int) -> Dataset:
+    stride = card.training.stride
+    views = {name: render_views(demos, name, p, stride, folders.views, workers) for name, p in card.cameras.items()}
+    return Dataset(demos, views, card.network.chunk, stride, device)
+
+
+def train(trainer: Cloning, log: Log, evaluate: Evaluate | None, evaluate_every: int, threads: int) -> Path:
     """Train to the end with TensorBoard curves and periodic evaluation; returns the policy folder."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -70,18 +85,18 @@ def train(trainer: Trainer, log: Log, evaluate: Evaluate | None, evaluate_every:
     return finish(trainer)
 
 
-def snapshot(trainer: Trainer) -> TrainedPolicy:
+def snapshot(trainer: Cloning) -> TrainedPolicy:
     """The policy as it is now, apart from the network that goes on learning."""
-    return TrainedPolicy(trainer.card, copy.deepcopy(trainer.network), trainer.dataset.device)
+    return TrainedPolicy(trainer.card, copy.deepcopy(trainer.network), trainer.device)
 
 
-def finish(trainer: Trainer) -> Path:
+def finish(trainer: Cloning) -> Path:
     """Write the policy folder: card with hash, versions and time, and the weights."""
     import gymnasium
     import mujoco
 
     versions = {"torch": torch.__version__, "mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__}
-    device = platform.machine() if trainer.dataset.device.type == "cpu" else torch.cuda.get_device_name()
+    device = platform.machine() if trainer.device.type == "cpu" else torch.cuda.get_device_name()
     folder = trainer.folder / "policy"
     made_by = {"minutes": round(trainer.seconds / 60, 1), "device": device, "versions": versions}
     save_trained(folder, trainer.card, trainer.network, **made_by)

@@ -18,13 +18,13 @@ from mrvlm_sim.vision import Pyramid, patchify
 RENDERING = "2"  # raise when the look of the scenes changes, so that older caches are not used
 
 
-STRIDE = 2  # frames that follow each other look much alike: one in so many is kept
+def kept_frames(demos: Demonstrations, stride: int) -> np.ndarray:
+    """Indices of the frames that are rendered and trained on, int64: one in `stride`.
 
-
-def kept_frames(demos: Demonstrations) -> np.ndarray:
-    """Indices of the frames that are rendered and trained on, int64: many episodes matter more than every frame."""
+    Frames that follow each other look much alike, and many episodes matter more than every frame.
+    """
     step = np.arange(len(demos.episode)) - np.searchsorted(demos.episode, demos.episode)
-    return np.flatnonzero(step % STRIDE == demos.episode % STRIDE)
+    return np.flatnonzero(step % stride == demos.episode % stride)
 
 
 class MarginViews:
@@ -71,19 +71,28 @@ def margin_boxes(pyramid: Pyramid) -> tuple[np.ndarray, list[int]]:
     return boxes, sizes
 
 
-def render_views(demos: Demonstrations, camera: str, pyramid: Pyramid, cache: Path, workers: int) -> MarginViews:
+def render_views(
+    demos: Demonstrations, camera: str, pyramid: Pyramid, stride: int, cache: Path, workers: int
+) -> MarginViews:
     """Render the kept frames of the demonstrations through one camera, or take them from the cache."""
-    folder = cache / _fingerprint(demos, camera, pyramid)
+    kept = kept_frames(demos, stride)
+    folder = cache / _fingerprint(demos, camera, pyramid, kept)
     cache.mkdir(parents=True, exist_ok=True)
     _, sizes = margin_boxes(pyramid)
-    shapes = [(len(kept_frames(demos)), size, size, 3) for size in sizes]
+    shapes = [(len(kept), size, size, 3) for size in sizes]
     with FileLock(cache / f".{folder.name}.lock"):  # arms with the same eyes may be trained side by side
-        _fill(folder, demos, camera, pyramid, shapes, workers)
+        _fill(folder, demos, camera, pyramid, kept, shapes, workers)
     return MarginViews(pyramid, [np.load(folder / f"{level}.npy", mmap_mode="r") for level in range(pyramid.levels)])
 
 
 def _fill(
-    folder: Path, demos: Demonstrations, camera: str, pyramid: Pyramid, shapes: Sequence[tuple[int, ...]], workers: int
+    folder: Path,
+    demos: Demonstrations,
+    camera: str,
+    pyramid: Pyramid,
+    kept: np.ndarray,
+    shapes: Sequence[tuple[int, ...]],
+    workers: int,
 ) -> None:
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -92,17 +101,18 @@ def _fill(
             np.lib.format.open_memmap(folder / f"{level}.npy", mode="w+", dtype=np.uint8, shape=shape)
         parts = np.array_split(np.unique(demos.episode), workers)
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(_render_part, demos, camera, pyramid, folder, part) for part in parts]
+            jobs = [pool.submit(_render_part, demos, camera, pyramid, kept, folder, part) for part in parts]
             for job in jobs:
                 job.result()
         (folder / "complete").touch()
 
 
-def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: Path, episodes: np.ndarray) -> None:
+def _render_part(
+    demos: Demonstrations, camera: str, pyramid: Pyramid, kept: np.ndarray, folder: Path, episodes: np.ndarray
+) -> None:
     env = make_own_env(demos.environment)
     boxes, sizes = margin_boxes(pyramid)
     files = [np.load(folder / f"{level}.npy", mmap_mode="r+") for level in range(pyramid.levels)]
-    kept = kept_frames(demos)
     for episode in episodes:
         env.reset(seed=int(demos.reset_seeds[episode]))
         for index in np.flatnonzero(demos.episode[kept] == episode).tolist():
@@ -112,6 +122,6 @@ def _render_part(demos: Demonstrations, camera: str, pyramid: Pyramid, folder: P
     env.close()
 
 
-def _fingerprint(demos: Demonstrations, camera: str, pyramid: Pyramid) -> str:
+def _fingerprint(demos: Demonstrations, camera: str, pyramid: Pyramid, kept: np.ndarray) -> str:
     described = f"{RENDERING} {demos.environment} {camera} {pyramid.model_dump_json()}".encode()
-    return hashlib.sha256(described + demos.states[kept_frames(demos)].tobytes()).hexdigest()[:16]
+    return hashlib.sha256(described + demos.states[kept].tobytes()).hexdigest()[:16]
