@@ -6,7 +6,7 @@ from collections.abc import Callable
 import typer
 from rich.console import Console
 
-from mrvlm_sim.commands import evaluating, looking, runs, training
+from mrvlm_sim.commands import acuity, evaluating, looking, runs, training
 from mrvlm_sim.errors import UserError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     runs.merge, runs.compare, runs.replay, runs.export, evaluating.serve, training.demos,
-    looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
+    acuity.acuity, looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
 )  # fmt: skip
 
 app.command("eval")(evaluating.evaluate)

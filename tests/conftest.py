@@ -13,6 +13,7 @@ from tiny import save_tiny
 from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_env
+from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.vision import Jitter, Pyramid
 
 BRIEF_STEPS = 10
@@ -36,6 +37,11 @@ def brief_env() -> Iterator[ManipulationEnv]:
     environment.card = environment.card.model_copy(update={"max_steps": BRIEF_STEPS})
     yield environment
     environment.close()
+
+
+@pytest.fixture(scope="module")
+def demos() -> Demonstrations:
+    return record("pick_place", 3, seed=1)
 
 
 @pytest.fixture

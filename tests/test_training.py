@@ -1,8 +1,8 @@
-"""Demonstrations, their rendered views, and training that can be stopped and gone on with."""
+"""The rendered views of demonstrations, and training that can be stopped and gone on with."""
 
 import os
 import signal
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.env import ManipulationEnv
-from mrvlm_sim.sim.suite_env import decode_instruction, simulator_state
+from mrvlm_sim.sim.suite_env import simulator_state
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.bc import Cloning
 from mrvlm_sim.training.dataset import Dataset
@@ -29,11 +29,6 @@ pytestmark = pytest.mark.slow
 
 SMALL = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4), jitter=Jitter(tremor=0.2, drift=0.1))
 UPDATES, STRIDE = 6, 2
-
-
-@pytest.fixture(scope="module")
-def demos() -> Demonstrations:
-    return record("pick_place", 3, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -54,76 +49,6 @@ def dataset(demos: Demonstrations, views: MarginViews) -> Dataset:
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     error = np.mean((one.astype(float) - other) ** 2)
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
-
-
-class TestDemonstrations:
-    def test_what_is_recorded(self, demos: Demonstrations, env: ManipulationEnv) -> None:
-        frames = len(demos.states)
-        assert demos.states.dtype == np.float64
-        assert {len(part) for part in (demos.proprio, demos.actions, demos.landmarks, demos.episode)} == {frames}
-        assert {len(part) for part in (demos.reset_seeds, demos.instructions, demos.success)} == {3}
-        assert demos.success.all()
-        assert (np.unique(demos.episode) == [0, 1, 2]).all()
-        assert np.abs(demos.actions).max() <= 1
-        for episode in range(3):
-            observation, _ = env.reset(seed=int(demos.reset_seeds[episode]))
-            first = np.flatnonzero(demos.episode == episode)[0]
-            assert (simulator_state(env) == demos.states[first]).all()
-            assert decode_instruction(observation["instruction"]) == demos.instructions[episode]
-            assert np.array_equal(env.task.landmarks(env.scene), demos.landmarks[first], equal_nan=True)
-
-    def test_an_episode_does_not_depend_on_how_many_are_recorded(self, demos: Demonstrations) -> None:
-        fewer = record("pick_place", 1, seed=1)
-        assert (fewer.states == demos.states[demos.episode == 0]).all()
-        assert (record("pick_place", 1, seed=2).reset_seeds != fewer.reset_seeds).all()
-
-    def test_pushes_lead_off_the_experts_way(self, demos: Demonstrations, env: ManipulationEnv) -> None:
-        pushed = []
-        for episode, seed in enumerate(demos.reset_seeds.tolist()):
-            env.reset(seed=seed)
-            recorded = demos.states[demos.episode == episode]
-            for _ in range(len(recorded) - 1):
-                env.step(env.task.expert_action(env.scene))
-            pushed.append((simulator_state(env) != recorded[-1]).any())
-        assert any(pushed)
-
-    def test_save_and_load(self, demos: Demonstrations, tmp_path: Path) -> None:
-        path = tmp_path / "new" / "demos.npz"
-        demos.save(path)
-        again = Demonstrations.load(path)
-        for field in fields(Demonstrations):
-            ours, theirs = np.asarray(getattr(demos, field.name)), np.asarray(getattr(again, field.name))
-            assert ours.dtype == theirs.dtype
-            assert np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f")
-        assert [entry.name for entry in path.parent.iterdir()] == ["demos.npz"]
-
-    @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
-    def test_a_truncated_file_is_refused(self, demos: Demonstrations, tmp_path: Path, kept: float) -> None:
-        path = tmp_path / "demos.npz"
-        demos.save(path)
-        content = path.read_bytes()
-        path.write_bytes(content[: int(kept * len(content))])
-        with pytest.raises(UserError, match=r"demos\.npz is not a complete file.*record it again"):
-            Demonstrations.load(path)
-
-    def test_a_damaged_file_is_refused(self, demos: Demonstrations, tmp_path: Path) -> None:
-        path = tmp_path / "demos.npz"
-        demos.save(path)
-        content = bytearray(path.read_bytes())
-        middle = len(content) // 2
-        content[middle : middle + 200] = bytes(200)
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"demos\.npz is not a complete file"):
-            Demonstrations.load(path)
-
-    def test_what_is_not_there_or_is_another_file_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"no demonstrations at .*demos\.npz"):
-            Demonstrations.load(tmp_path / "demos.npz")
-        np.savez(tmp_path / "demos.npz", states=np.zeros(3))
-        with pytest.raises(UserError, match="not a complete file"):
-            Demonstrations.load(tmp_path / "demos.npz")
-        with pytest.raises(UserError, match="at least 1, not 0"):
-            record("pick_place", 0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +294,34 @@ class TestTrainer:
         assert 0 < peak < 15
         assert all(a <= b for a, b in pairwise(rates[: peak + 1]))
         assert all(a >= b for a, b in pairwise(rates[peak:]))
+
+
+class TestSeveralEnvironments:
+    @pytest.fixture
+    def datasets(self, dataset: Dataset, cache: Path) -> list[Dataset]:
+        demos = record("reach", 30, seed=1)
+        views = render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
+        return [dataset, Dataset(demos, {"wrist": views}, chunk=4, stride=STRIDE, device=torch.device("cpu"))]
+
+    def test_every_batch_holds_equal_parts_of_each(self, datasets: list[Dataset], tmp_path: Path) -> None:
+        card = new_trainer(datasets[0], tmp_path).card
+        trainer = Cloning(card, datasets, tmp_path)
+        batch = trainer._batch(np.random.default_rng(0))
+        assert len(batch.proprio) == 4
+        parts = [
+            d.sample(d.train_frames, 2, rng) for rng in [np.random.default_rng(0)] for d in datasets
+        ]  # of a batch this small, nothing is relabelled
+        for name in ("proprio", "words", "actions", "valid", "landmarks"):
+            both = torch.cat([getattr(part, name) for part in parts])
+            assert torch.equal(getattr(batch, name).nan_to_num(), both.nan_to_num())
+        assert torch.equal(batch.tokens["wrist"], torch.cat([part.tokens["wrist"] for part in parts]))
+
+    def test_it_trains_and_tells_the_errors_of_each(self, datasets: list[Dataset], tmp_path: Path) -> None:
+        card = new_trainer(datasets[0], tmp_path).card
+        logged = {}
+        Cloning(card, datasets, tmp_path).run(lambda update, figures: logged.update({update: figures}), log_every=1)
+        assert np.isfinite(logged[UPDATES]["check/reach/action"])
+        assert [name for name in logged[UPDATES] if name.startswith("check/pick_place/")] == [], "none is held out"
 
 
 class TestRelabelling:

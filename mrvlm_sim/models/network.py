@@ -48,10 +48,20 @@ class PolicyNetwork(nn.Module):
     def forward(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
     ) -> tuple[Tensor, Tensor]:
-        proprio = (proprio - self.proprio_mean) / self.proprio_std
-        context = self.embed_context(proprio, words)
+        sequence, context = self.encode(tokens, boxes, proprio, words)
+        return self.heads(sequence, context, self.normalise(proprio))
+
+    def encode(
+        self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The trunk's sequence (B, M, width), and the context (B, 1 + instruction_tokens, width) it began with."""
+        context = self.embed_context(self.normalise(proprio), words)
         sequence = self.fusion(self.embed_patches(tokens), torch.cat([boxes[c] for c in self.cameras], 1), context)
-        return self.heads(self.trunk(sequence), context, proprio)
+        return self.trunk(sequence), context
+
+    def normalise(self, proprio: Tensor) -> Tensor:
+        """Proprioception by the mean and spread of the training set."""
+        return (proprio - self.proprio_mean) / self.proprio_std
 
     def embed_patches(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Patches of all cameras as (B, N, width)."""

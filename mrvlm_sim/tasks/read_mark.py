@@ -45,6 +45,17 @@ PHRASES = tabletop.Phrases(
 )
 
 
+def plate_spacing(eccentricity: float) -> float:
+    """Metres between the centres of neighbouring plates."""
+    return 2 * DISTANCE * float(np.sin(np.radians(eccentricity)) * np.sin(np.radians(FAN_STEP / 2)))
+
+
+def largest_mark(eccentricity: float) -> float:
+    """Degrees, the largest mark whose plates fit beside each other and into the frame."""
+    widest = FILLED * np.degrees(2 * np.arcsin(plate_spacing(eccentricity) / DISTANCE / 2))
+    return float(min(widest, 2 * (HALF_FIELD - eccentricity)) / CANVAS_SHARE)
+
+
 class Parameters(Card):
     """What `[parameters]` of a `read_mark` `env.toml` may say; lengths in metres, angles in degrees."""
 
@@ -68,14 +79,12 @@ class Parameters(Card):
 
     @model_validator(mode="after")
     def _plates_fit(self) -> Self:
-        spacing = 2 * np.sin(np.radians(self.eccentricity)) * np.sin(np.radians(FAN_STEP / 2))  # over DISTANCE
-        widest = FILLED * np.degrees(2 * np.arcsin(spacing / 2))
-        largest = min(widest, 2 * (HALF_FIELD - self.eccentricity)) / CANVAS_SHARE
+        largest, spacing = largest_mark(self.eccentricity), plate_spacing(self.eccentricity)
         where = f"at an eccentricity of {self.eccentricity:g} degrees"
         if self.mark_size > largest:
             raise ValueError(f"{where} mark_size must be at most {largest:.2f} degrees, not {self.mark_size:g}")
-        if APART * self.tolerance > DISTANCE * spacing:
-            most = DISTANCE * spacing / APART
+        if APART * self.tolerance > spacing:
+            most = spacing / APART
             raise ValueError(f"{where} tolerance must be at most {most:.4f} metres, not {self.tolerance:g}")
         return self
 
@@ -111,6 +120,16 @@ class ReadMark:
         self._named = self._bearers[named]
         self._others = [plate for plate in PLATES if plate != self._named]
         return PHRASES.say(rng, parameters.unseen_phrases, thing=named)
+
+    @property
+    def shown(self) -> list[str]:
+        """The marks on the plates, from left to right."""
+        return list(self._bearers)
+
+    @property
+    def named(self) -> str:
+        """The mark that the instruction asks for."""
+        return next(mark for mark, plate in self._bearers.items() if plate == self._named)
 
     def advance(self, scene: Scene) -> None:
         """Keep in mind that a wrong plate is touched, and turn the plates round when their time is over."""

@@ -1,0 +1,91 @@
+"""What is written of acuity: trials, surface and thresholds as tables, and their picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mrvlm_sim.agents.registry import load_policy, policy_name
+from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.acuity import CHANCE, RESAMPLES, Threshold, arm_cost, surface, threshold_table, thresholds
+from mrvlm_sim.metrics.psychometrics import interval
+from mrvlm_sim.paths import make_parent, write_atomically
+
+
+def load_readable(references: Sequence[str]) -> dict[str, TrainedPolicy]:
+    """Trained policies by their names.
+
+    Raises:
+        UserError: one is no trained arm, or looks through another camera than the wrist's.
+    """
+    policies = {}
+    for reference in references:
+        policy = load_policy(reference)
+        if not isinstance(policy, TrainedPolicy):
+            raise UserError(f"--arm takes arms with weights and policy folders, not {reference}")
+        if list(policy.card.cameras) != ["wrist"]:
+            seen = ", ".join(policy.card.cameras)
+            raise UserError(f"acuity is that of the wrist camera; {reference} looks through {seen}")
+        policies[policy_name(reference)] = policy
+    return policies
+
+
+def write_acuity(
+    folder: Path, trials: pd.DataFrame, policies: Mapping[str, TrainedPolicy], resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """Write `trials.csv`, `surface.csv`, `thresholds.md` and `.csv`, `acuity.png`; returns the table of thresholds."""
+    make_parent(folder / "trials.csv")
+    surfaces = surface(trials)
+    found = thresholds(surfaces, resamples)
+    table = threshold_table(found, policies)
+    write_atomically(folder / "trials.csv", trials.to_csv(index=False))
+    write_atomically(folder / "surface.csv", surfaces.to_csv(index=False, float_format="%.4f"))
+    write_atomically(folder / "thresholds.csv", table.to_csv(index=False))
+    write_atomically(folder / "thresholds.md", table.to_markdown(index=False) + "\n")
+    draw_acuity(surfaces, found, {arm: arm_cost(policy) for arm, policy in policies.items()}, folder / "acuity.png")
+    return table
+
+
+def draw_acuity(
+    surfaces: pd.DataFrame,
+    found: Mapping[str, Mapping[float, Threshold]],
+    costs: Mapping[str, Mapping[str, str]],
+    path: Path,
+) -> None:
+    """One map per arm of the share right over size and eccentricity, then threshold against eccentricity for all."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(found) + 5.5, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(found) + 1, width_ratios=[*[1.0] * len(found), 1.5], squeeze=False)[0]
+    for axis, arm in zip(axes, found, strict=False):
+        shares = surfaces[surfaces["arm"] == arm].pivot(index="size", columns="eccentricity", values="share")
+        _map(axis, shares, f"{arm}\n{costs[arm]['tokens']} tokens, {costs[arm]['GFLOPs']} GFLOPs")
+    _thresholds(axes[-1], found)
+    figure.savefig(path, dpi=110)
+
+
+def _map(axis, shares: pd.DataFrame, title: str) -> None:  # type: ignore[no-untyped-def]
+    axis.imshow(shares, origin="lower", aspect="auto", vmin=CHANCE, vmax=1, cmap="viridis")
+    axis.set_xticks(range(len(shares.columns)), [f"{value:g}" for value in shares.columns])
+    axis.set_yticks(range(len(shares.index)), [f"{value:g}" for value in shares.index])
+    axis.set(xlabel="eccentricity, degrees", ylabel="size of the mark, degrees")
+    axis.set_title(f"{title}\n% right of four (25: guessing)", fontsize=9)
+    for (row, column), share in np.ndenumerate(shares.to_numpy()):
+        if np.isfinite(share):
+            colour = "white" if share < 0.7 else "black"
+            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def _thresholds(axis, found: Mapping[str, Mapping[float, Threshold]]) -> None:  # type: ignore[no-untyped-def]
+    for index, (arm, places) in enumerate(found.items()):
+        known = {place: value for place, value in places.items() if np.isfinite(value.degrees)}
+        x = np.array(list(known)) + 0.3 * index  # beside each other
+        y = np.array([value.degrees for value in known.values()])
+        limits = np.array([interval(np.minimum(value.samples, 1e3)) for value in known.values()]).reshape(-1, 2)
+        axis.errorbar(x, y, np.abs(limits.T - y), marker="o", markersize=4, capsize=2, linewidth=1, label=arm)
+    axis.set(xlabel="eccentricity, degrees", ylabel="threshold, degrees", yscale="log", ylim=(0.8, 12))
+    axis.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+    axis.set_title("mark read half way from guessing to best\n(no point: larger than any shown)", fontsize=9)
+    axis.legend(fontsize=8)

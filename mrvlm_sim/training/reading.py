@@ -1,0 +1,148 @@
+"""Teaching the encoder of an arm to read: which mark is on which plate, at any size and eccentricity.
+
+Every arm gets the same scenes, the same number of updates and the same recipe. The encoder starts as that of the
+policy and is trained on together with the head.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.models.reader import MarkReader
+from mrvlm_sim.seeding import generator, integer_seed
+from mrvlm_sim.tasks import make_own_env, own_card, read_mark
+from mrvlm_sim.tasks.optotypes import MARKS
+from mrvlm_sim.training.trainer import Trainer
+from mrvlm_sim.training.views import MarginViews, margin_boxes
+from mrvlm_sim.vision import Pyramid
+
+ENVIRONMENT = "read_mark"
+LARGEST, SMALLEST = 10.0, 1.0  # degrees, marks that readers are taught with
+NEAREST, FARTHEST = 10.0, 45.0  # degrees off the optical axis
+CHECKED = 400  # scenes that are not trained on
+PART = 100  # scenes that a process renders at a time
+Cell = tuple[float, float]  # size of the marks and eccentricity of the plates, degrees
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """First looks at N scenes of `read_mark`, through the eyes of one arm."""
+
+    views: dict[str, MarginViews]
+    proprio: np.ndarray  # float32 (N, P)
+    marks: np.ndarray  # int64 (N, plates): which mark each plate bears, from left to right
+    named: np.ndarray  # int64 (N,): the plate that the instruction asks for
+    cells: np.ndarray  # float64 (N, 2): size and eccentricity
+
+    def look(self, scenes: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[dict, dict, Tensor]:
+        """Freshly jittered tokens and boxes by camera, and proprioception, of some of the scenes."""
+        seen = {camera: views.tokens(scenes, rng) for camera, views in self.views.items()}
+        tokens = {camera: torch.from_numpy(values).to(device).float() / 255 for camera, (values, _) in seen.items()}
+        boxes = {camera: torch.from_numpy(values).to(device) for camera, (_, values) in seen.items()}
+        return tokens, boxes, torch.from_numpy(self.proprio[scenes]).to(device)
+
+
+def random_cells(count: int, seed: int) -> list[Cell]:
+    """Sizes uniform in their logarithm and eccentricities uniform, wherever four plates fit."""
+    rng, cells = generator(seed, ENVIRONMENT, 0, "reading cells"), list[Cell]()
+    while len(cells) < count:
+        size = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
+        cell = round(size, 3), round(float(rng.uniform(NEAREST, FARTHEST)), 2)
+        if cell[0] <= read_mark.largest_mark(cell[1]):
+            cells.append(cell)
+    return cells
+
+
+def render_scenes(cameras: dict[str, Pyramid], cells: Sequence[Cell], seed: int, workers: int) -> Scenes:
+    """One scene for every cell; scene i depends on the seed, on i and on its cell alone."""
+    parts = np.array_split(np.arange(len(cells)), max(1, len(cells) // PART))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_render, cameras, [(i, cells[i]) for i in part.tolist()], seed) for part in parts]
+        done = [job.result() for job in jobs]
+    levels = {
+        camera: [np.concatenate([part[0][camera][level] for part in done]) for level in range(pyramid.levels)]
+        for camera, pyramid in cameras.items()
+    }
+    views = {camera: MarginViews(pyramid, levels[camera]) for camera, pyramid in cameras.items()}
+    proprio, marks, named = (np.concatenate([part[i] for part in done]) for i in (1, 2, 3))
+    return Scenes(views, proprio, marks, named, np.array(cells))
+
+
+def _render(
+    cameras: dict[str, Pyramid], scenes: Sequence[tuple[int, Cell]], seed: int
+) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray, np.ndarray]:
+    boxes = {camera: margin_boxes(pyramid) for camera, pyramid in cameras.items()}
+    views: dict[str, list[list[np.ndarray]]] = {camera: [] for camera in cameras}
+    proprio, marks, named = [], [], []
+    card, _ = own_card(ENVIRONMENT)
+    with closing(make_own_env(ENVIRONMENT)) as env:
+        for index, (size, eccentricity) in scenes:
+            changed = {**card.parameters, "mark_size": size, "eccentricity": eccentricity}
+            env.task = task = read_mark.build(card, read_mark.Parameters.model_validate(changed))
+            observation, _ = env.reset(seed=integer_seed(seed, ENVIRONMENT, index, "reading scene"))
+            for camera, chosen in boxes.items():
+                views[camera].append(env.renderer.views(camera, *chosen))
+            proprio.append(observation["proprio"])
+            marks.append([MARKS.index(mark) for mark in task.shown])
+            named.append(task.shown.index(task.named))
+    stacked = {camera: [np.stack(level) for level in zip(*seen, strict=True)] for camera, seen in views.items()}
+    return stacked, np.array(proprio), np.array(marks), np.array(named)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The same for every arm: how many scenes it is taught with, for how many updates, and with what seed."""
+
+    scenes: int
+    updates: int
+    batch: int = 64
+    seed: int = 0
+
+
+class Reading(Trainer):
+    """Trains a reader by the cross-entropy of the marks on all plates; scenes are rendered when they are needed."""
+
+    def __init__(self, policy: TrainedPolicy, lesson: Lesson, folder: Path, workers: int) -> None:
+        self.card, self.lesson, self.workers = policy.card, lesson, workers
+        changed = {"updates": lesson.updates, "batch": lesson.batch, "seed": lesson.seed}
+        torch.manual_seed(lesson.seed)
+        self.reader = MarkReader(policy.card.cameras, policy.card.network, len(read_mark.PLATES), len(MARKS))
+        self.reader.load_state_dict(policy.network.state_dict(), strict=False)
+        recipe = policy.card.training.model_copy(update=changed)
+        super().__init__(self.reader.to(policy.device), recipe, folder, f"{policy.card.model_dump_json()}\n{lesson}")
+
+    @cached_property
+    def scenes(self) -> Scenes:
+        cells = random_cells(self.lesson.scenes, self.lesson.seed)
+        return render_scenes(self.card.cameras, cells, self.lesson.seed, self.workers)
+
+    def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, right = self._judge(rng.choice(np.arange(CHECKED, len(self.scenes.marks)), self.recipe.batch), rng)
+        return loss, {"loss": loss, "right": right}
+
+    @torch.no_grad()
+    def check(self) -> dict[str, float]:
+        loss, right = self._judge(np.arange(CHECKED), np.random.default_rng(0))
+        return {"check/loss": loss.item(), "check/right": right.item()}
+
+    def _judge(self, chosen: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        scores = read(self.reader, self.scenes, chosen, rng)
+        marks = torch.from_numpy(self.scenes.marks[chosen]).to(self.device)
+        return F.cross_entropy(scores.flatten(0, 1), marks.flatten()), (scores.argmax(-1) == marks).float().mean()
+
+
+def read(reader: MarkReader, scenes: Scenes, chosen: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """A reader's scores (n, plates, marks) for some of the scenes, freshly jittered."""
+    device = reader.proprio_mean.device
+    with torch.autocast(device.type, torch.bfloat16):
+        return reader.read(*scenes.look(chosen, rng, device))

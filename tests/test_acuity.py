@@ -1,0 +1,234 @@
+"""Acuity: the scenes that are read, the readers, and what is made of their choices."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import PYRAMID
+
+from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.acuity import (
+    ECCENTRICITIES,
+    Threshold,
+    choose,
+    growth_of,
+    sensor_pixels,
+    surface,
+    threshold,
+    trial_cells,
+)
+from mrvlm_sim.evaluation.acuity_report import load_readable, write_acuity
+from mrvlm_sim.models.reader import MarkReader
+from mrvlm_sim.tasks import make_own_env
+from mrvlm_sim.tasks.optotypes import MARKS
+from mrvlm_sim.tasks.read_mark import Parameters, largest_mark
+from mrvlm_sim.training.reading import Lesson, Reading, Scenes, random_cells, render_scenes
+
+pytestmark = pytest.mark.slow
+
+CELLS = [(3.0, 12.0), (6.0, 30.0), (2.0, 40.0), (3.0, 12.0)]
+EYES = {"wrist": PYRAMID}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    return render_scenes(EYES, CELLS, seed=0, workers=1)
+
+
+class Oracle(MarkReader):
+    """Knows the marks of the scenes, in the order they are asked in; `blind`, it knows none."""
+
+    def __init__(self, scenes: Scenes, blind: bool = False) -> None:
+        torch.nn.Module.__init__(self)
+        self.register_buffer("proprio_mean", torch.zeros(1))
+        self.marks, self.asked, self.blind = scenes.marks, 0, blind
+
+    def read(self, tokens: dict, boxes: dict, proprio: torch.Tensor) -> torch.Tensor:
+        marks = self.marks[self.asked : self.asked + len(proprio)]
+        self.asked += len(proprio)
+        if self.blind:
+            return torch.rand(len(marks), 4, len(MARKS), generator=torch.Generator().manual_seed(self.asked))
+        return torch.nn.functional.one_hot(torch.from_numpy(marks), len(MARKS)).float()
+
+
+def many(scenes: Scenes, times: int) -> Scenes:
+    """The same scenes many times over, with other plates named."""
+    rng = np.random.default_rng(0)
+    views = {c: replace_levels(v, times) for c, v in scenes.views.items()}
+    marks, proprio, cells = (np.tile(a, (times, 1)) for a in (scenes.marks, scenes.proprio, scenes.cells))
+    return Scenes(views, proprio, marks, rng.integers(0, 4, len(marks)), cells)
+
+
+def replace_levels(views, times: int):  # type: ignore[no-untyped-def]
+    return type(views)(views.pyramid, [np.tile(level, (times, 1, 1, 1)) for level in views.levels])
+
+
+class TestScenes:
+    def test_a_scene_depends_on_its_number_and_its_cell_alone(self, scenes: Scenes) -> None:
+        fewer = render_scenes(EYES, CELLS[:2], seed=0, workers=1)
+        assert (fewer.marks == scenes.marks[:2]).all()
+        for ours, theirs in zip(fewer.views["wrist"].levels, scenes.views["wrist"].levels, strict=True):
+            assert (ours == theirs[:2]).all()
+        other = render_scenes(EYES, CELLS[:2], seed=1, workers=1)
+        assert (other.proprio != fewer.proprio).any()
+        assert (scenes.marks[0] != scenes.marks[3]).any(), "equal cells are different scenes"
+
+    def test_what_it_holds(self, scenes: Scenes) -> None:
+        assert scenes.marks.shape == (4, 4)
+        assert all(len(set(row)) == 4 for row in scenes.marks.tolist())
+        assert (scenes.cells == np.array(CELLS)).all()
+        assert [len(level) for level in scenes.views["wrist"].levels] == [4, 4, 4]
+
+    def test_the_task_tells_what_it_shows(self) -> None:
+        env = make_own_env("read_mark")
+        for seed in range(3):
+            env.reset(seed=seed)
+            assert env.task.named in env.instruction
+            assert env.task.shown.index(env.task.named) == int(env.task._named.removeprefix("plate"))
+        env.close()
+
+    def test_random_cells_fit_and_spread(self) -> None:
+        cells = np.array(random_cells(300, seed=0))
+        for size, place in cells[:50]:
+            Parameters(mark_size=size, eccentricity=place, tolerance=0.02, marks=MARKS, start_noise=0.0)
+        assert cells[:, 0].min() < 1.2
+        assert cells[:, 0].max() > 8
+        assert np.ptp(cells[:, 1]) > 30
+        assert random_cells(300, seed=0) == [tuple(cell) for cell in cells.tolist()]
+
+    @pytest.mark.parametrize("place", [10.0, 20.0, 40.0])
+    def test_the_largest_mark_is_the_largest(self, place: float) -> None:
+        fixed = {"eccentricity": place, "tolerance": 0.02, "marks": MARKS, "start_noise": 0.0}
+        largest = min(largest_mark(place), 10.0)
+        Parameters(mark_size=largest - 1e-6, **fixed)
+        with pytest.raises(ValueError, match="mark_size"):
+            Parameters(mark_size=largest + 1e-3, **fixed)
+
+    def test_every_cell_of_the_trials_fits(self) -> None:
+        cells = trial_cells(2)
+        assert len(cells) == 2 * len(set(cells))
+        assert {place for _, place in cells} == set(ECCENTRICITIES)
+        assert all(size <= largest_mark(place) for size, place in cells)
+
+
+@pytest.fixture(scope="module")
+def taught() -> Scenes:
+    return render_scenes(EYES, random_cells(460, 0), 0, workers=2)
+
+
+class TestReading:
+    LESSON = Lesson(scenes=460, updates=4, batch=8)
+
+    def reading(self, tiny: TrainedPolicy, folder: Path, taught: Scenes, **changes: int) -> Reading:
+        made = Reading(tiny, replace(self.LESSON, **changes), folder, workers=1)
+        made.__dict__["scenes"] = taught  # rendered already
+        return made
+
+    def test_it_begins_as_the_policy_and_goes_on_where_it_stopped(
+        self, tiny: TrainedPolicy, taught: Scenes, tmp_path: Path
+    ) -> None:
+        whole = self.reading(tiny, tmp_path / "whole", taught)
+        for name, value in tiny.network.state_dict().items():
+            assert (whole.reader.state_dict()[name] == value).all()
+        whole.run(lambda *_: None, log_every=1)
+
+        def stop(update: int, figures: dict) -> None:
+            if update == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.reading(tiny, tmp_path / "stopped", taught).run(stop, log_every=1, save_every=2)
+        resumed = self.reading(tiny, tmp_path / "stopped", taught)
+        assert resumed.update == 2
+        resumed.run(lambda *_: None)
+        ours, theirs = whole.reader.state_dict(), resumed.reader.state_dict()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+        assert any((ours[name] != value).any() for name, value in tiny.network.state_dict().items())
+
+    def test_another_lesson_is_refused(self, tiny: TrainedPolicy, taught: Scenes, tmp_path: Path) -> None:
+        self.reading(tiny, tmp_path, taught).run(lambda *_: None)
+        with pytest.raises(UserError, match="belongs to another card or recipe"):
+            self.reading(tiny, tmp_path, taught, updates=5)
+
+
+class TestChoices:
+    def test_who_knows_the_marks_is_always_right(self, scenes: Scenes) -> None:
+        trials = choose("oracle", Oracle(scenes), scenes, seed=0)
+        assert (trials["named"] == trials["chosen"]).all()
+        assert trials["size"].tolist() == [3.0, 6.0, 2.0, 3.0]
+
+    def test_who_knows_nothing_is_right_by_chance(self, scenes: Scenes) -> None:
+        asked = many(scenes, 100)
+        trials = choose("blind", Oracle(asked, blind=True), asked, seed=0)
+        assert 0.15 < (trials["named"] == trials["chosen"]).mean() < 0.35
+
+    def test_a_surface_counts_every_trial_once(self, scenes: Scenes) -> None:
+        asked = many(scenes, 25)
+        cells = surface(choose("oracle", Oracle(asked), asked, seed=0))
+        assert cells["trials"].tolist() == [50, 25, 25]
+        assert (cells["right"] == cells["trials"]).all()
+        assert ((cells["low"] < cells["share"]) & (cells["share"] <= cells["high"])).all()
+
+
+def cells_of(shares: dict[float, int]) -> pd.DataFrame:
+    return pd.DataFrame({"size": list(shares), "right": list(shares.values()), "trials": 100})
+
+
+class TestThresholds:
+    def test_it_lies_where_the_shares_rise(self) -> None:
+        found = threshold(cells_of({1.0: 25, 1.5: 27, 2.2: 40, 3.2: 85, 4.6: 100}), resamples=20)
+        assert 2.2 < found.degrees < 3.2
+        assert found.samples.std() > 0
+
+    def test_who_never_reads_has_none(self) -> None:
+        assert threshold(cells_of({1.0: 25, 1.5: 26, 2.2: 24, 3.2: 25}), resamples=5).degrees == np.inf
+
+    def test_sensor_pixels_are_those_of_the_projection(self) -> None:
+        """Against two points that are projected by hand, along the radius and across it."""
+        focal, place, size = 256 / np.tan(np.radians(52)), np.radians(30), np.radians(0.01)
+        radial = focal * (np.tan(place + size / 2) - np.tan(place - size / 2))
+        across = focal * 2 * np.tan(size / 2) / np.cos(place)
+        assert sensor_pixels(0.01, 30.0, 512, 104.0) == pytest.approx(np.sqrt(radial * across), rel=1e-4)
+
+    def test_growth_and_e2(self) -> None:
+        rng = np.random.default_rng(0)
+        places = {
+            place: Threshold(1 + place / 10, 1 + place / 10 + 0.01 * rng.normal(size=50))
+            for place in (10.0, 20.0, 30.0)
+        }
+        shown = growth_of(places)
+        assert shown["slope"].startswith("+0.100 [+0.0")
+        assert shown["E2"].startswith("10.0 [")
+        flat = {place: Threshold(2.0, 2 + 0.1 * rng.normal(size=50)) for place in (10.0, 20.0, 30.0)}
+        assert growth_of(flat)["E2"] == "-", "E2 has no meaning where acuity does not fall"
+        never = {place: Threshold(np.inf, np.full(50, np.inf)) for place in (10.0, 20.0, 30.0)}
+        assert growth_of(never) == {"slope": "-", "E2": "-"}
+
+
+def test_what_is_written(tiny: TrainedPolicy, scenes: Scenes, tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(0), []
+    for size, place in trial_cells(20):
+        share = 0.25 + 0.75 / (1 + np.exp(-4 * np.log2(size / (1 + place / 20))))
+        chosen = np.where(rng.random() < share, 0, 1)
+        rows.append({"arm": "tiny", "size": size, "eccentricity": place, "named": 0, "chosen": int(chosen)})
+    table = write_acuity(tmp_path / "new", pd.DataFrame(rows), {"tiny": tiny}, resamples=10)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "acuity.png", "surface.csv", "thresholds.csv", "thresholds.md", "trials.csv",
+    ]  # fmt: skip
+    assert table.loc[0, "tokens"] == "48"
+    assert table.loc[0, "slope"].startswith("+")
+    assert " px" in table.loc[0, "20 degrees off"]
+    assert iio.imread(tmp_path / "new" / "acuity.png").shape[1] > 600
+
+
+def test_only_trained_arms_can_be_examined(tiny_folder: Path) -> None:
+    assert list(load_readable([str(tiny_folder)])) == ["tiny"]
+    with pytest.raises(UserError, match="takes arms with weights and policy folders, not expert"):
+        load_readable(["expert"])
+    with pytest.raises(UserError, match="unknown policy 'uniform-48'"):
+        load_readable(["uniform-48"])
