@@ -13,7 +13,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.sim.card import EnvironmentCard, environment_cards, is_external
 from mrvlm_sim.sim.env import ManipulationEnv
-from mrvlm_sim.tasks import make_env
+from mrvlm_sim.tasks import make_env, make_task, split_settings
 
 ENVIRONMENTS = {name: path for name, path in environment_cards().items() if not is_external(path)}
 POLICIES = paths.cards_in("policies", "policy.toml")
@@ -41,14 +41,16 @@ def test_environment_ids_are_unique() -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_card_fits_its_environment(name: str, environments: dict[str, ManipulationEnv]) -> None:
+def test_every_policy_card_fits_its_environments(name: str, environments: dict[str, ManipulationEnv]) -> None:
     card = read_card(POLICIES[name], PolicyCard)
-    env = environments[card.environment]
-    env.reset(seed=0)
-    assert set(card.cameras) <= set(env.cameras)
-    assert env.observation_space["proprio"].shape == (card.network.proprio_size,)
-    assert env.action_space.shape == (card.network.action_size,)
-    assert env.task.landmarks(env.scene).shape == (card.network.landmarks, 3)
+    for environment in card.environments:
+        make_task(environment)
+        env = environments[split_settings(environment)[0]]
+        env.reset(seed=0)
+        assert set(card.cameras) <= set(env.cameras)
+        assert env.observation_space["proprio"].shape == (card.network.proprio_size,)
+        assert env.action_space.shape == (card.network.action_size,)
+        assert env.task.landmarks(env.scene).shape == (card.network.landmarks, 3)
     assert card.execute <= card.network.chunk
     assert PolicyNetwork(card.cameras, card.network).fusion is not None
     if card.weights is not None:

@@ -172,10 +172,17 @@ class TestWrongInput:
         assert ended.code == 2
         assert [word for word in (str(Path("tiny") / CARD), "network.depth", "'one'") if word not in ended.err] == []
 
-    def test_an_arm_of_another_environment_is_not_trained(self, cli: Cli) -> None:
-        ended = cli("train", "bc", "--env", "reach", "--arm", "uniform-49")
+    @pytest.mark.parametrize(
+        ("env", "named"),
+        [
+            ("reech", "unknown environment 'reech'. Did you mean 'reach'?"),
+            ("metaworld/reach-v3", "metaworld/reach-v3 is made by metaworld"),
+        ],
+    )
+    def test_an_arm_is_trained_for_the_suites_own_environments(self, cli: Cli, env: str, named: str) -> None:
+        ended = cli("train", "bc", "--env", "pick_place", "--env", env, "--arm", "uniform-49")
         assert ended.code == 2
-        assert "uniform-49 belongs to environment pick_place, not reach" in ended.err
+        assert named in ended.err
 
     def test_a_picture_of_unknown_kind(self, cli: Cli) -> None:
         ended = cli("view", "--env", "pick_place", "--arm", "uniform-49", "--output", "view.gif")

@@ -79,7 +79,7 @@ class TestLoadingByName:
         assert policy.card.weights is not None
         check_compatible(policy, env)
 
-    @pytest.mark.parametrize("arm", shipped_arms("pick_place"))
+    @pytest.mark.parametrize("arm", shipped_arms(["pick_place"]))
     def test_every_shipped_arm_runs(self, arm: str, brief_env: ManipulationEnv) -> None:
         policy = load_policy(arm)
         check_compatible(policy, brief_env)

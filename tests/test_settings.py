@@ -75,7 +75,7 @@ def test_the_episodes_are_the_same() -> None:
 
 def test_it_is_another_environment_for_a_run_but_has_the_same_arms() -> None:
     assert environment_identity("pick_place") != environment_identity("pick_place[max_steps=5]")
-    assert shipped_arms("pick_place[max_steps=5]") == shipped_arms("pick_place") != []
+    assert shipped_arms(["pick_place[max_steps=5]"]) == shipped_arms(["pick_place"]) != []
 
 
 def test_a_dense_reward_grows_towards_the_goal() -> None:

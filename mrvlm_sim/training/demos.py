@@ -16,7 +16,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.suite_env import set_state, simulator_state
-from mrvlm_sim.tasks import make_own_env, split_settings
+from mrvlm_sim.tasks import make_own_env
 
 BURST_PROBABILITY = 0.06  # per step
 BURST_STEPS = 3  # at most
@@ -78,12 +78,12 @@ def record(
     """
     if episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {episodes}")
-    env, name = make_own_env(environment), split_settings(environment)[0]
+    env = make_own_env(environment)
     rows: dict[str, list] = {name: [] for name in ("states", "proprio", "actions", "landmarks", "episode")}
     starts, instructions, success = [], [], []
     for episode in range(episodes):
-        starts.append(integer_seed(seed, name, episode, "demonstration state"))
-        rng = generator(seed, name, episode, "demonstration pushes")
+        starts.append(integer_seed(seed, environment, episode, "demonstration state"))
+        rng = generator(seed, environment, episode, "demonstration pushes")
         success.append(_record_episode(env, starts[-1], rng, episode, rows))
         instructions.append(env.instruction)
         progress(episode + 1)
