@@ -88,8 +88,8 @@ class TestScenes:
         env = make_own_env("read_mark")
         for seed in range(3):
             env.reset(seed=seed)
-            assert env.task.named in env.instruction
-            assert env.task.shown.index(env.task.named) == int(env.task._named.removeprefix("plate"))
+            assert env.task.words["thing"] in env.instruction
+            assert env.task.shown.index(env.task.words["thing"]) == int(env.task._named.removeprefix("plate"))
         env.close()
 
     def test_random_cells_fit_and_spread(self) -> None:

@@ -10,8 +10,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.sight import behind_robot, eccentricity, in_image
 from mrvlm_sim.tasks import make_env
-from mrvlm_sim.tasks.pick_place import PHRASES
-from mrvlm_sim.tasks.pick_place import OBJECTS, TARGETS
+from mrvlm_sim.tasks.pick_place import OBJECTS, PHRASES, TARGETS
 
 SIZE = 256  # pixels of the frames that are looked at
 FIELD_OF_VIEW = 104  # degrees, of the wrist camera

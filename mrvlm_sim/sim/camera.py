@@ -7,11 +7,22 @@ import atexit
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import mujoco
 import numpy as np
 from mujoco.gl_context import GLContext
+
+
+@dataclass(frozen=True)
+class Decor:
+    """A thing that is drawn and not simulated; `size` as MuJoCo has it for the shape, metres, `colour` in [0, 1]."""
+
+    shape: mujoco.mjtGeom
+    size: tuple[float, float, float]
+    place: tuple[float, float, float]
+    colour: tuple[float, float, float]
 
 
 class Renderer:
@@ -44,6 +55,7 @@ class Renderer:
             self._option.sitegroup[:] = 0
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self.decor: list[Decor] = []  # drawn beside what is simulated
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
@@ -83,6 +95,11 @@ class Renderer:
         mujoco.mjv_updateScene(
             self.model, self._state(), self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
+        for thing in self.decor:
+            geom = self._scene.geoms[self._scene.ngeom]
+            placed = np.array(thing.size), np.array(thing.place), np.eye(3).ravel()
+            mujoco.mjv_initGeom(geom, thing.shape, *placed, np.array([*thing.colour, 1], dtype=np.float32))
+            self._scene.ngeom += 1
 
     def _upright(self, image: np.ndarray, camera: str) -> np.ndarray:
         return image[::-1, ::-1] if camera in self._turned else image

@@ -22,6 +22,9 @@ class Task(Protocol):
     def reset(self, scene: Scene, rng: np.random.Generator) -> str:
         """Arrange the scene and return the instruction."""
 
+    def rephrase(self, rng: np.random.Generator) -> str:
+        """The present instruction in other words, that demonstrations never use."""
+
     def advance(self, scene: Scene) -> None:
         """Move what moves by itself, before each step; it may depend on the scene's state and time alone."""
 

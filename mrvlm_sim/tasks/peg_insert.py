@@ -14,7 +14,7 @@ from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import STORE, Scene
 from mrvlm_sim.tasks.peg_expert import PegExpert
 from mrvlm_sim.tasks.peg_geometry import GRIP, PEG, PEG_HALF, RIM, Block, tip
-from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, by_kind, landmarks, rename, scatter
+from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, Spoken, by_kind, landmarks, rename, scatter
 
 BLOCKS = ("block0", "block1", "block2")
 DEPTH = 0.015  # metres below the rim at which the peg is in; the hole is 0.025 deep
@@ -53,8 +53,10 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "PegInsert":
     return PegInsert(parameters, card.workspace.start)
 
 
-class PegInsert:
+class PegInsert(Spoken):
     """Block 0 is the named one; which colour that is, the instruction says."""
+
+    phrases = PHRASES
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float]) -> None:
         self.parameters, self.start = parameters, np.array(start)
@@ -76,7 +78,8 @@ class PegInsert:
         for slot, block in enumerate(self.blocks[count:]):
             block.place(scene, STORE + np.array([0, 0.2 * slot, 0]), 0.0)
         self._into_the_fingers(scene, rng)
-        return PHRASES.say(rng, parameters.unseen_phrases, goal=colours[0])
+        self.words = {"goal": colours[0]}
+        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.tasks.expert import GripperExpert
-from mrvlm_sim.tasks.tabletop import COLOURS, Area, Counts, Phrases, by_kind, landmarks, rename, scatter
+from mrvlm_sim.tasks.tabletop import COLOURS, Area, Counts, Phrases, Spoken, by_kind, landmarks, rename, scatter
 
 OBJECTS = ("object0", "object1", "object2", "object3")
 TARGETS = ("target0", "target1")
@@ -47,8 +47,10 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "PickPlace":
     return PickPlace(parameters, card.workspace.start)
 
 
-class PickPlace:
+class PickPlace(Spoken):
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
+
+    phrases = PHRASES
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float], half_size: float = HALF_SIZE) -> None:
         self.parameters, self.start, self.half_size = parameters, np.array(start), half_size
@@ -71,15 +73,16 @@ class PickPlace:
             scene.paint(name, COLOURS[colour])
         for slot, name in enumerate(OBJECTS[count:]):
             scene.store_object(name, slot)
-        return self._say(rng, object_colours[0], target_colours[0])
+        self.words = {"thing": object_colours[0], "goal": target_colours[0]}
+        return self._say(rng, **self.words)
 
     def _places(self, scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
         """Where the targets and `count` objects stand, (targets + count, 2) in metres."""
         low, high = self.parameters.area_low, self.parameters.area_high
         return scatter(rng, len(TARGETS) + count, low, high, self.parameters.spacing)
 
-    def _say(self, rng: np.random.Generator, object_colour: str, target_colour: str) -> str:
-        words, parameters = {"thing": object_colour, "goal": target_colour}, self.parameters
+    def _say(self, rng: np.random.Generator, **words: str) -> str:
+        parameters = self.parameters
         if not (parameters.paraphrases or parameters.unseen_phrases):
             return PHRASES.seen[0].format(**words)
         return PHRASES.say(rng, parameters.unseen_phrases, **words)
@@ -117,7 +120,7 @@ class PickPlace:
     def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
         colours = list(COLOURS)
         renamed, named = rename(landmarks, rng)
-        return [self._say(rng, colours[i], colours[j]) for i, j in zip(*named, strict=True)], renamed
+        return [self._say(rng, thing=colours[i], goal=colours[j]) for i, j in zip(*named, strict=True)], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)

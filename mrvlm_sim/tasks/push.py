@@ -17,6 +17,7 @@ from mrvlm_sim.tasks.tabletop import (
     Area,
     Counts,
     Phrases,
+    Spoken,
     by_kind,
     closeness,
     landmarks,
@@ -68,8 +69,10 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Push":
     return Push(parameters, card.workspace)
 
 
-class Push:
+class Push(Spoken):
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
+
+    phrases = PHRASES
 
     def __init__(self, parameters: Parameters, workspace: Workspace) -> None:
         require_area(workspace, ROOM_TO_PUSH, area=(parameters.area_low, parameters.area_high))
@@ -88,7 +91,8 @@ class Push:
         self._place(scene, rng, count)
         for body, colour in zip(BLOCKS + ZONES, block_colours + zone_colours, strict=False):
             scene.paint(body, COLOURS[colour])
-        return PHRASES.say(rng, parameters.unseen_phrases, thing=block_colours[0], goal=zone_colours[0])
+        self.words = {"thing": block_colours[0], "goal": zone_colours[0]}
+        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
 
     def _place(self, scene: Scene, rng: np.random.Generator, count: int) -> None:
         parameters = self.parameters

@@ -13,6 +13,7 @@ from mrvlm_sim.tasks.tabletop import (
     Area,
     Counts,
     Phrases,
+    Spoken,
     by_kind,
     closeness,
     landmarks,
@@ -56,8 +57,10 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Reach":
     return Reach(parameters, card.workspace)
 
 
-class Reach:
+class Reach(Spoken):
     """Ball 0 is the named one; which colour that is, the instruction says."""
+
+    phrases = PHRASES
 
     def __init__(self, parameters: Parameters, workspace: Workspace) -> None:
         require_area(workspace, area=(parameters.area_low, parameters.area_high))
@@ -78,7 +81,8 @@ class Reach:
             scene.paint(name, COLOURS[colour])
         for name in BALLS[count:]:
             scene.place_fixture(name, STORE)
-        return PHRASES.say(rng, parameters.unseen_phrases, thing=colours[0])
+        self.words = {"thing": colours[0]}
+        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""

@@ -98,8 +98,10 @@ def span(degrees: float) -> float:
     return 2 * DISTANCE * float(np.tan(np.radians(degrees) / 2))
 
 
-class ReadMark:
+class ReadMark(tabletop.Spoken):
     """Which plate bears which mark is drawn anew; the instruction names one of the four marks."""
+
+    phrases = PHRASES
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float], rate: float) -> None:
         self.parameters, self.start, self.rate = parameters, np.array(start), rate
@@ -119,17 +121,13 @@ class ReadMark:
         named = marks[int(rng.integers(len(marks)))]
         self._named = self._bearers[named]
         self._others = [plate for plate in PLATES if plate != self._named]
-        return PHRASES.say(rng, parameters.unseen_phrases, thing=named)
+        self.words = {"thing": named}
+        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
 
     @property
     def shown(self) -> list[str]:
         """The marks on the plates, from left to right."""
         return list(self._bearers)
-
-    @property
-    def named(self) -> str:
-        """The mark that the instruction asks for."""
-        return next(mark for mark, plate in self._bearers.items() if plate == self._named)
 
     def advance(self, scene: Scene) -> None:
         """Keep in mind that a wrong plate is touched, and turn the plates round when their time is over."""

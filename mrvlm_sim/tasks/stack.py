@@ -16,6 +16,7 @@ from mrvlm_sim.tasks.tabletop import (
     THINGS,
     Area,
     Phrases,
+    Spoken,
     by_kind,
     landmarks,
     require_area,
@@ -70,8 +71,10 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Stack":
     return Stack(parameters, card.workspace.start)
 
 
-class Stack:
+class Stack(Spoken):
     """Cube 0 goes on cube 1; which colours those are, the instruction says."""
+
+    phrases = PHRASES
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float]) -> None:
         self.parameters, self.start = parameters, np.array(start)
@@ -93,7 +96,8 @@ class Stack:
             scene.paint(name, COLOURS[colour])
         for slot, name in enumerate(CUBES[count:]):
             scene.store_object(name, slot)
-        return PHRASES.say(rng, parameters.unseen_phrases, thing=colours[0], goal=colours[1])
+        self.words = {"thing": colours[0], "goal": colours[1]}
+        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""

@@ -60,6 +60,17 @@ class Phrases:
         return phrases[int(rng.integers(len(phrases)))].format(**words)
 
 
+class Spoken:
+    """A task whose instruction is one of several phrases about what it names."""
+
+    phrases: Phrases
+    words: dict[str, str]  # that fill the phrase, since the last reset
+
+    def rephrase(self, rng: np.random.Generator) -> str:
+        """The present instruction in other words, that demonstrations never use."""
+        return self.phrases.say(rng, unseen=True, **self.words)
+
+
 def require_area(workspace: Workspace, margin: float = 0.0, **areas: tuple[Sequence[float], Sequence[float]]) -> None:
     """Areas, from `<name>_low` to `<name>_high` in metres on two or three axes, must lie in the workspace.
 

@@ -10,7 +10,7 @@ from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import STORE, Scene
 from mrvlm_sim.tasks.expert import OPEN, towards
 from mrvlm_sim.tasks.paths import Path, draw_path
-from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, by_kind, landmarks, rename
+from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, Spoken, by_kind, landmarks, rename
 
 DISCS = ("disc0", "disc1", "disc2", "disc3")
 HOVER = 0.05  # metres above the table at which the expert follows
@@ -48,8 +48,10 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Track":
     return Track(parameters, card.workspace.start, card.max_steps / card.control_hz)
 
 
-class Track:
+class Track(Spoken):
     """Disc 0 is the named one; which colour that is, the instruction says. Where a disc is follows from the time."""
+
+    phrases = PHRASES
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float], seconds: float) -> None:
         self.parameters, self.start, self.seconds = parameters, np.array(start), seconds
@@ -70,7 +72,8 @@ class Track:
         for slot, name in enumerate(DISCS[count:]):
             scene.place_mocap(name, STORE + np.array([0, 0.1 * slot, 0]))
         self._place(scene, scene.data.time)
-        return PHRASES.say(rng, parameters.unseen_phrases, thing=colours[0])
+        self.words = {"thing": colours[0]}
+        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Put the discs where they will be at the end of this step, so that every observation has them in place."""

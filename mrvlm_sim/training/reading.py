@@ -94,7 +94,7 @@ def _render(
                 views[camera].append(env.renderer.views(camera, *chosen))
             proprio.append(observation["proprio"])
             marks.append([MARKS.index(mark) for mark in task.shown])
-            named.append(task.shown.index(task.named))
+            named.append(task.shown.index(task.words["thing"]))
     stacked = {camera: [np.stack(level) for level in zip(*seen, strict=True)] for camera, seen in views.items()}
     return stacked, np.array(proprio), np.array(marks), np.array(named)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import gymnasium
@@ -10,20 +11,37 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.sim.suite_env import Observation, SuiteEnv
+from mrvlm_sim.sim.camera import Decor
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, encode_instruction
 from mrvlm_sim.wrappers.tokens import Frames
+
+TILE, THIN = 0.1, 0.0001  # metres: width, half height
+AROUND_TASKS = (0.32, -0.34), (0.66, 0.34)  # metres, where more things may stand
+CLEARANCE = 0.07  # metres between any two of them
+SHAPES = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER
+STRANGE = (0.55, 0.2, 0.6), (0.9, 0.45, 0.1), (0.1, 0.6, 0.65), (0.9, 0.9, 0.9), (0.08, 0.08, 0.08), (0.45, 0.25, 0.1)
 
 
 class Shift:
-    """Changes the model after every reset, actions before they are taken, or frames before they are cut."""
+    """Changes the world after every reset, actions before they are taken, or frames before they are cut."""
 
     of_frames = False  # whether `frames` does anything, so that sensor frames are needed
+    own_only = False  # whether it takes an environment of this suite's own
 
     def __init__(self, severity: float, rng: np.random.Generator) -> None:
         self.severity, self.rng = severity, rng
 
     def model(self, model: mujoco.MjModel) -> None:
         """Change the model; it is put back afterwards."""
+
+    def decor(self, env: SuiteEnv) -> list[Decor]:
+        """What is drawn beside what is simulated."""
+        return []
+
+    def instruction(self, env: SuiteEnv) -> str:
+        """The instruction that is given instead."""
+        return env.instruction
 
     def action(self, action: np.ndarray) -> np.ndarray:
         """The action that is taken instead."""
@@ -110,6 +128,61 @@ class Delay(Shift):
         return self._queue.pop(0) if len(self._queue) > self._steps else np.zeros_like(action)
 
 
+class Texture(Shift):
+    """The table in tiles of 10 cm, in random colours that differ from its own by up to 50 % of the range."""
+
+    own_only = True
+
+    def decor(self, env: SuiteEnv) -> list[Decor]:
+        if self.severity == 0:
+            return []
+        table = env.model.geom("table")
+        size, top = (TILE / 2, TILE / 2, THIN), table.pos[2] + table.size[2] + THIN
+        x, y = (
+            np.arange(middle - half + TILE / 2, middle + half, TILE)
+            for middle, half in zip(table.pos[:2], table.size[:2], strict=True)
+        )
+        return [
+            Decor(mujoco.mjtGeom.mjGEOM_BOX, size, (*place, top), self._near(table.rgba)) for place in product(x, y)
+        ]
+
+    def _near(self, colour: np.ndarray) -> tuple[float, float, float]:
+        red, green, blue = np.clip(colour[:3] + 0.5 * self.severity * self.rng.uniform(-1, 1, 3), 0, 1).tolist()
+        return red, green, blue
+
+
+class Distractors(Shift):
+    """Up to 10 more things on the table in colours that no instruction names; drawn only, so that nothing hits them."""
+
+    own_only = True
+
+    def decor(self, env: SuiteEnv) -> list[Decor]:
+        taken, things = _places(env), list[Decor]()
+        for _ in range(round(10 * self.severity)):
+            place = self.rng.uniform(*AROUND_TASKS, (100, 2))
+            free = np.linalg.norm(place[:, None] - taken, axis=-1).min(axis=1) > CLEARANCE
+            if free.any():
+                taken = np.vstack([taken, place[free][0]])
+                things.append(self._thing(*place[free][0]))
+        return things
+
+    def _thing(self, x: float, y: float) -> Decor:
+        half, shape = self.rng.uniform(0.015, 0.03), SHAPES[self.rng.integers(len(SHAPES))]
+        return Decor(shape, (half, half, half), (x, y, half), STRANGE[self.rng.integers(len(STRANGE))])
+
+
+class Phrases(Shift):
+    """The instruction in words that demonstrations never use, in so many episodes of all as the severity says."""
+
+    own_only = True
+
+    def instruction(self, env: SuiteEnv) -> str:
+        if self.rng.random() >= self.severity:
+            return env.instruction
+        assert isinstance(env, ManipulationEnv)
+        return env.task.rephrase(self.rng)
+
+
 SHIFTS: dict[str, type[Shift]] = {
     "lighting": Lighting,
     "colours": Colours,
@@ -117,6 +190,9 @@ SHIFTS: dict[str, type[Shift]] = {
     "noise": Noise,
     "blur": Blur,
     "delay": Delay,
+    "texture": Texture,
+    "distractors": Distractors,
+    "phrases": Phrases,
 }
 CHANGED = ("light_diffuse", "light_ambient", "light_dir", "geom_rgba", "cam_pos", "cam_quat")  # of a model
 
@@ -150,24 +226,32 @@ class Shifted(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray
 
     def __init__(self, env: SuiteEnv, shift: Shift) -> None:
         super().__init__(env)
-        self.model, self.data, self.shift = env.model, env.data, shift
+        self.suite_env, self.model, self.data, self.shift = env, env.model, env.data, shift
         headlight = self.model.vis.headlight
         arrays = [*(getattr(self.model, name) for name in CHANGED), headlight.diffuse, headlight.ambient]
         self._before = [(array, array.copy()) for array in arrays]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
-        result = self.env.reset(seed=seed, options=options)
+        observation, info = self.env.reset(seed=seed, options=options)
         self.shift.model(self.model)
         mujoco.mj_camlight(self.model, self.data)
-        return result
+        self.suite_env.renderer.decor = self.shift.decor(self.suite_env)
+        self.suite_env.instruction = said = self.shift.instruction(self.suite_env)
+        return observation | {"instruction": encode_instruction(said)}, info | {"instruction": said}
 
     def step(self, action: np.ndarray) -> tuple[Observation, Any, bool, bool, dict]:
         return self.env.step(self.shift.action(action))
 
     def restore(self) -> None:
-        """Undo what the shift did to the model."""
+        """Undo what the shift did to the model and to its pictures."""
         for array, before in self._before:
             array[:] = before
+        self.suite_env.renderer.decor = []
+
+
+def _places(env: SuiteEnv) -> np.ndarray:
+    """Where all bodies stand that hang on no other, (n, 2) in metres: objects, targets, the robot."""
+    return env.data.xpos[1:][env.model.body_parentid[1:] == 0, :2]
 
 
 def _direction(rng: np.random.Generator) -> np.ndarray:
