@@ -18,7 +18,7 @@ from mrvlm_sim.wrappers.tokens import Frames
 
 TILE, THIN = 0.1, 0.0001  # metres: width, half height
 AROUND_TASKS = (0.32, -0.34), (0.66, 0.34)  # metres, where more things may stand
-CLEARANCE = 0.07  # metres between any two of them
+CLEARANCE = 0.09  # metres between any two of them
 SHAPES = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER
 STRANGE = (0.55, 0.2, 0.6), (0.9, 0.45, 0.1), (0.1, 0.6, 0.65), (0.9, 0.9, 0.9), (0.08, 0.08, 0.08), (0.45, 0.25, 0.1)
 
@@ -129,7 +129,7 @@ class Delay(Shift):
 
 
 class Texture(Shift):
-    """The table in tiles of 10 cm, in random colours that differ from its own by up to 50 % of the range."""
+    """The table in tiles of 10 cm, in random colours that differ from its own by up to 25 % of the range."""
 
     own_only = True
 
@@ -147,7 +147,7 @@ class Texture(Shift):
         ]
 
     def _near(self, colour: np.ndarray) -> tuple[float, float, float]:
-        red, green, blue = np.clip(colour[:3] + 0.5 * self.severity * self.rng.uniform(-1, 1, 3), 0, 1).tolist()
+        red, green, blue = np.clip(colour[:3] + 0.25 * self.severity * self.rng.uniform(-1, 1, 3), 0, 1).tolist()
         return red, green, blue
 
 
