@@ -14,7 +14,18 @@ from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import STORE, Scene
 from mrvlm_sim.tasks.peg_expert import PegExpert
 from mrvlm_sim.tasks.peg_geometry import GRIP, PEG, PEG_HALF, RIM, Block, tip
-from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, Spoken, by_kind, landmarks, rename, scatter
+from mrvlm_sim.tasks.tabletop import (
+    COLOURS,
+    FEWEST_FIRST,
+    Area,
+    Phrases,
+    Spoken,
+    Wording,
+    by_kind,
+    landmarks,
+    rename,
+    scatter,
+)
 
 BLOCKS = ("block0", "block1", "block2")
 DEPTH = 0.015  # metres below the rim at which the peg is in; the hole is 0.025 deep
@@ -35,7 +46,7 @@ X = Annotated[float, Field(ge=0.36, le=0.62)]
 Y = Annotated[float, Field(ge=-0.26, le=0.26)]
 
 
-class Parameters(Area):
+class Parameters(Area, Wording):
     """What `[parameters]` of a peg-insertion `env.toml` may say; lengths in metres, angles in radians."""
 
     clearance: Annotated[float, Field(ge=0.0005, le=0.01)]
@@ -46,7 +57,6 @@ class Parameters(Area):
     max_yaw: Annotated[float, Field(ge=0, le=0.5)]
     grip_noise: Annotated[float, Field(ge=0, le=0.005)]
     start_noise: Annotated[float, Field(ge=0, le=0.05)]
-    unseen_phrases: bool = False
 
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "PegInsert":
@@ -57,6 +67,7 @@ class PegInsert(Spoken):
     """Block 0 is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES
+    parameters: Parameters
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float]) -> None:
         self.parameters, self.start = parameters, np.array(start)
@@ -79,7 +90,7 @@ class PegInsert(Spoken):
             block.place(scene, STORE + np.array([0, 0.2 * slot, 0]), 0.0)
         self._into_the_fingers(scene, rng)
         self.words = {"goal": colours[0]}
-        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
+        return self.say(rng, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""
@@ -109,9 +120,9 @@ class PegInsert(Spoken):
         return landmarks(scene, (PEG, BLOCKS[0]), [], by_kind(self._colours, list(COLOURS)))
 
     def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-        colours, unseen = list(COLOURS), self.parameters.unseen_phrases
+        colours = list(COLOURS)
         renamed, (_, named) = rename(landmarks, rng)
-        return [PHRASES.say(rng, unseen, goal=colours[i]) for i in named], renamed
+        return [self.say(rng, goal=colours[i]) for i in named], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)

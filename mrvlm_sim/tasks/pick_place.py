@@ -8,7 +8,18 @@ from pydantic import Field
 from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.tasks.expert import GripperExpert
-from mrvlm_sim.tasks.tabletop import COLOURS, Area, Counts, Phrases, Spoken, by_kind, landmarks, rename, scatter
+from mrvlm_sim.tasks.tabletop import (
+    COLOURS,
+    Area,
+    Counts,
+    Phrases,
+    Spoken,
+    Wording,
+    by_kind,
+    landmarks,
+    rename,
+    scatter,
+)
 
 OBJECTS = ("object0", "object1", "object2", "object3")
 TARGETS = ("target0", "target1")
@@ -30,7 +41,7 @@ PHRASES = Phrases(
 )
 
 
-class Parameters(Area):
+class Parameters(Area, Wording):
     """What `[parameters]` of a pick-and-place `env.toml` may say; lengths in metres, angles in radians."""
 
     objects: Counts
@@ -40,7 +51,6 @@ class Parameters(Area):
     max_yaw: Annotated[float, Field(ge=0)]
     start_noise: Annotated[float, Field(ge=0)]
     paraphrases: bool = False  # or always the first phrase
-    unseen_phrases: bool = False
 
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "PickPlace":
@@ -51,6 +61,7 @@ class PickPlace(Spoken):
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES
+    parameters: Parameters
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float], half_size: float = HALF_SIZE) -> None:
         self.parameters, self.start, self.half_size = parameters, np.array(start), half_size
@@ -74,18 +85,18 @@ class PickPlace(Spoken):
         for slot, name in enumerate(OBJECTS[count:]):
             scene.store_object(name, slot)
         self.words = {"thing": object_colours[0], "goal": target_colours[0]}
-        return self._say(rng, **self.words)
+        return self.say(rng, **self.words)
 
     def _places(self, scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
         """Where the targets and `count` objects stand, (targets + count, 2) in metres."""
         low, high = self.parameters.area_low, self.parameters.area_high
         return scatter(rng, len(TARGETS) + count, low, high, self.parameters.spacing)
 
-    def _say(self, rng: np.random.Generator, **words: str) -> str:
+    def say(self, rng: np.random.Generator, **words: str) -> str:
         parameters = self.parameters
-        if not (parameters.paraphrases or parameters.unseen_phrases):
-            return PHRASES.seen[0].format(**words)
-        return PHRASES.say(rng, parameters.unseen_phrases, **words)
+        if parameters.paraphrases or parameters.unseen_phrases or parameters.phrase is not None:
+            return super().say(rng, **words)
+        return PHRASES.seen[0].format(**words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""
@@ -120,7 +131,7 @@ class PickPlace(Spoken):
     def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
         colours = list(COLOURS)
         renamed, named = rename(landmarks, rng)
-        return [self._say(rng, thing=colours[i], goal=colours[j]) for i, j in zip(*named, strict=True)], renamed
+        return [self.say(rng, thing=colours[i], goal=colours[j]) for i, j in zip(*named, strict=True)], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)

@@ -18,6 +18,7 @@ from mrvlm_sim.tasks.tabletop import (
     Counts,
     Phrases,
     Spoken,
+    Wording,
     by_kind,
     closeness,
     landmarks,
@@ -51,7 +52,7 @@ PHRASES = Phrases(
 )
 
 
-class Parameters(Area):
+class Parameters(Area, Wording):
     """What `[parameters]` of a push `env.toml` may say; lengths in metres, angles in radians, friction without unit."""
 
     objects: Counts
@@ -62,7 +63,6 @@ class Parameters(Area):
     friction: Annotated[float, Field(ge=0.2, le=0.9)]
     max_yaw: Annotated[float, Field(ge=0)]
     start_noise: Annotated[float, Field(ge=0, le=0.06)]
-    unseen_phrases: bool = False
 
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "Push":
@@ -73,6 +73,7 @@ class Push(Spoken):
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES
+    parameters: Parameters
 
     def __init__(self, parameters: Parameters, workspace: Workspace) -> None:
         require_area(workspace, ROOM_TO_PUSH, area=(parameters.area_low, parameters.area_high))
@@ -92,7 +93,7 @@ class Push(Spoken):
         for body, colour in zip(BLOCKS + ZONES, block_colours + zone_colours, strict=False):
             scene.paint(body, COLOURS[colour])
         self.words = {"thing": block_colours[0], "goal": zone_colours[0]}
-        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
+        return self.say(rng, **self.words)
 
     def _place(self, scene: Scene, rng: np.random.Generator, count: int) -> None:
         parameters = self.parameters
@@ -148,7 +149,7 @@ class Push(Spoken):
     def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
         colours = list(COLOURS)
         renamed, named = rename(landmarks, rng)
-        return [PHRASES.say(rng, thing=colours[i], goal=colours[j]) for i, j in zip(*named, strict=True)], renamed
+        return [self.say(rng, thing=colours[i], goal=colours[j]) for i, j in zip(*named, strict=True)], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)

@@ -14,6 +14,7 @@ from mrvlm_sim.tasks.tabletop import (
     Counts,
     Phrases,
     Spoken,
+    Wording,
     by_kind,
     closeness,
     landmarks,
@@ -41,7 +42,7 @@ PHRASES = Phrases(
 )
 
 
-class Parameters(Area):
+class Parameters(Area, Wording):
     """What `[parameters]` of a reach `env.toml` may say; lengths in metres."""
 
     targets: Counts
@@ -50,7 +51,6 @@ class Parameters(Area):
     spacing: Annotated[float, Field(gt=0, le=0.15)]
     tolerance: Annotated[float, Field(ge=0.005, le=0.05)]
     start_noise: Annotated[float, Field(ge=0, le=0.06)]
-    unseen_phrases: bool = False
 
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "Reach":
@@ -61,6 +61,7 @@ class Reach(Spoken):
     """Ball 0 is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES
+    parameters: Parameters
 
     def __init__(self, parameters: Parameters, workspace: Workspace) -> None:
         require_area(workspace, area=(parameters.area_low, parameters.area_high))
@@ -82,7 +83,7 @@ class Reach(Spoken):
         for name in BALLS[count:]:
             scene.place_fixture(name, STORE)
         self.words = {"thing": colours[0]}
-        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
+        return self.say(rng, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""
@@ -109,7 +110,7 @@ class Reach(Spoken):
     def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
         colours = list(COLOURS)
         renamed, (named, _) = rename(landmarks, rng)
-        return [PHRASES.say(rng, thing=colours[i]) for i in named], renamed
+        return [self.say(rng, thing=colours[i]) for i in named], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         """Straight to the ball, the fingers open around it."""

@@ -15,7 +15,6 @@ import mujoco
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from mrvlm_sim.cards import Card
 from mrvlm_sim.errors import unknown_name
 from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import Scene
@@ -56,7 +55,7 @@ def largest_mark(eccentricity: float) -> float:
     return float(min(widest, 2 * (HALF_FIELD - eccentricity)) / CANVAS_SHARE)
 
 
-class Parameters(Card):
+class Parameters(tabletop.Wording):
     """What `[parameters]` of a `read_mark` `env.toml` may say; lengths in metres, angles in degrees."""
 
     mark_size: Annotated[float, Field(ge=0.1, le=10)]  # between a mark's lower and upper edge, at the start
@@ -65,7 +64,6 @@ class Parameters(Card):
     marks: Annotated[tuple[str, ...], Field(min_length=4)]  # that occur
     shown_steps: Annotated[int, Field(ge=0)] = 0  # observations in which marks are seen; 0: all
     start_noise: Annotated[float, Field(ge=0, le=0.02)]
-    unseen_phrases: bool = False
 
     @field_validator("marks")
     @classmethod
@@ -102,6 +100,7 @@ class ReadMark(tabletop.Spoken):
     """Which plate bears which mark is drawn anew; the instruction names one of the four marks."""
 
     phrases = PHRASES
+    parameters: Parameters
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float], rate: float) -> None:
         self.parameters, self.start, self.rate = parameters, np.array(start), rate
@@ -122,7 +121,7 @@ class ReadMark(tabletop.Spoken):
         self._named = self._bearers[named]
         self._others = [plate for plate in PLATES if plate != self._named]
         self.words = {"thing": named}
-        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
+        return self.say(rng, **self.words)
 
     @property
     def shown(self) -> list[str]:
@@ -158,7 +157,7 @@ class ReadMark(tabletop.Spoken):
         named = np.argmax(rng.random(there.shape) * there, axis=1)
         renamed = landmarks.copy()
         renamed[:, 0] = landmarks[np.arange(len(landmarks)), tabletop.THINGS + named]
-        return [PHRASES.say(rng, self.parameters.unseen_phrases, thing=MARKS[i]) for i in named], renamed
+        return [self.say(rng, thing=MARKS[i]) for i in named], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         """Straight ahead when before the named plate; from the side, to a point before it, clear of its neighbours."""

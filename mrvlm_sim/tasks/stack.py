@@ -17,6 +17,7 @@ from mrvlm_sim.tasks.tabletop import (
     Area,
     Phrases,
     Spoken,
+    Wording,
     by_kind,
     landmarks,
     require_area,
@@ -44,7 +45,7 @@ PHRASES = Phrases(
 Count = Annotated[int, Field(ge=2, le=4)]
 
 
-class Parameters(Area):
+class Parameters(Area, Wording):
     """What `[parameters]` of a stacking `env.toml` may say; lengths in metres, angles in radians."""
 
     cubes: Annotated[tuple[Count, Count], FEWEST_FIRST]
@@ -55,7 +56,6 @@ class Parameters(Area):
     spacing: Annotated[float, Field(gt=0, le=0.14)]
     max_yaw: Annotated[float, Field(ge=0, le=0.8)]
     start_noise: Annotated[float, Field(ge=0, le=0.06)]
-    unseen_phrases: bool = False
 
     @model_validator(mode="after")
     def _cubes_apart(self) -> Self:
@@ -75,6 +75,7 @@ class Stack(Spoken):
     """Cube 0 goes on cube 1; which colours those are, the instruction says."""
 
     phrases = PHRASES
+    parameters: Parameters
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float]) -> None:
         self.parameters, self.start = parameters, np.array(start)
@@ -97,7 +98,7 @@ class Stack(Spoken):
         for slot, name in enumerate(CUBES[count:]):
             scene.store_object(name, slot)
         self.words = {"thing": colours[0], "goal": colours[1]}
-        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
+        return self.say(rng, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Nothing moves by itself."""
@@ -137,9 +138,8 @@ class Stack(Spoken):
         things, goals = two_kinds(~np.isnan(landmarks[:, THINGS : THINGS + KINDS, 0]), rng)
         scenes = np.arange(len(landmarks))
         renamed[:, 0], renamed[:, 1] = landmarks[scenes, THINGS + things], landmarks[scenes, GOALS + goals]
-        unseen = self.parameters.unseen_phrases
         pairs = zip(things, goals, strict=True)
-        return [PHRASES.say(rng, unseen, thing=colours[i], goal=colours[j]) for i, j in pairs], renamed
+        return [self.say(rng, thing=colours[i], goal=colours[j]) for i, j in pairs], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         return self.expert.action(scene)

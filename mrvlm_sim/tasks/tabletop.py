@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mrvlm_sim.cards import Card
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.card import Workspace
 from mrvlm_sim.sim.scene import Scene
+from mrvlm_sim.sim.suite_env import INSTRUCTION_BYTES
 
 COLOURS = {
     "red": (0.80, 0.15, 0.12),
@@ -21,6 +22,7 @@ COLOURS = {
 KINDS = 4  # of things, and of goals: colours, marks
 THINGS, GOALS = 2, 2 + KINDS  # where the landmarks of each begin; 0 is the named thing, 1 the named goal
 LANDMARKS = 2 + 2 * KINDS
+LONGEST_PHRASE = INSTRUCTION_BYTES - 40  # bytes; the rest is for the names of things
 
 
 def _fewest_first(counts: tuple[int, int]) -> tuple[int, int]:
@@ -60,11 +62,35 @@ class Phrases:
         return phrases[int(rng.integers(len(phrases)))].format(**words)
 
 
+class Wording(Card):
+    """Parameters that say how an instruction is worded."""
+
+    unseen_phrases: bool = False  # in words that demonstrations never use
+    phrase: str | None = None  # or in these, with {thing} and {goal} where what is meant must be named
+
+    @field_validator("phrase")
+    @classmethod
+    def _fits(cls, phrase: str | None) -> str | None:
+        if phrase is not None and (size := len(phrase.encode())) > LONGEST_PHRASE:
+            raise ValueError(f"must have at most {LONGEST_PHRASE} bytes of UTF-8, not {size}")
+        return phrase
+
+
 class Spoken:
     """A task whose instruction is one of several phrases about what it names."""
 
     phrases: Phrases
+    parameters: Wording
     words: dict[str, str]  # that fill the phrase, since the last reset
+
+    def say(self, rng: np.random.Generator, **words: str) -> str:
+        """An instruction about these things, worded as the parameters say."""
+        phrase = self.parameters.phrase
+        if phrase is None:
+            return self.phrases.say(rng, self.parameters.unseen_phrases, **words)
+        for name, word in words.items():
+            phrase = phrase.replace(f"{{{name}}}", word)
+        return phrase
 
     def rephrase(self, rng: np.random.Generator) -> str:
         """The present instruction in other words, that demonstrations never use."""

@@ -10,7 +10,7 @@ from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import STORE, Scene
 from mrvlm_sim.tasks.expert import OPEN, towards
 from mrvlm_sim.tasks.paths import Path, draw_path
-from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, Spoken, by_kind, landmarks, rename
+from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, Spoken, Wording, by_kind, landmarks, rename
 
 DISCS = ("disc0", "disc1", "disc2", "disc3")
 HOVER = 0.05  # metres above the table at which the expert follows
@@ -32,7 +32,7 @@ X = Annotated[float, Field(ge=0.30, le=0.68)]
 Y = Annotated[float, Field(ge=-0.32, le=0.32)]
 
 
-class Parameters(Area):
+class Parameters(Area, Wording):
     """What `[parameters]` of a tracking `env.toml` may say; lengths in metres, speeds in metres per second."""
 
     discs: Annotated[tuple[Count, Count], FEWEST_FIRST]
@@ -41,7 +41,6 @@ class Parameters(Area):
     area_low: tuple[X, Y]
     area_high: tuple[X, Y]
     start_noise: Annotated[float, Field(ge=0, le=0.05)]
-    unseen_phrases: bool = False
 
 
 def build(card: EnvironmentCard, parameters: Parameters) -> "Track":
@@ -52,6 +51,7 @@ class Track(Spoken):
     """Disc 0 is the named one; which colour that is, the instruction says. Where a disc is follows from the time."""
 
     phrases = PHRASES
+    parameters: Parameters
 
     def __init__(self, parameters: Parameters, start: tuple[float, float, float], seconds: float) -> None:
         self.parameters, self.start, self.seconds = parameters, np.array(start), seconds
@@ -73,7 +73,7 @@ class Track(Spoken):
             scene.place_mocap(name, STORE + np.array([0, 0.1 * slot, 0]))
         self._place(scene, scene.data.time)
         self.words = {"thing": colours[0]}
-        return PHRASES.say(rng, parameters.unseen_phrases, **self.words)
+        return self.say(rng, **self.words)
 
     def advance(self, scene: Scene) -> None:
         """Put the discs where they will be at the end of this step, so that every observation has them in place."""
@@ -97,9 +97,9 @@ class Track(Spoken):
         return landmarks(scene, (DISCS[0], None), by_kind(self._colours, list(COLOURS)), [])
 
     def relabel(self, landmarks: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-        colours, unseen = list(COLOURS), self.parameters.unseen_phrases
+        colours = list(COLOURS)
         renamed, (named, _) = rename(landmarks, rng)
-        return [PHRASES.say(rng, unseen, thing=colours[i]) for i in named], renamed
+        return [self.say(rng, thing=colours[i]) for i in named], renamed
 
     def expert_action(self, scene: Scene) -> np.ndarray:
         """To where the disc will be at the end of this step."""
