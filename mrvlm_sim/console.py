@@ -57,6 +57,16 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
+def log_updates(advance: Callable[[int], None]) -> Callable[[int, dict[str, float]], None]:
+    """What a trainer calls now and then: the bar goes on, the figures are printed."""
+
+    def log(update: int, figures: dict[str, float]) -> None:
+        advance(update)
+        console.print(f"{update:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+    return log
+
+
 def run_with_progress(run: "Evaluation") -> bool:
     """Run the evaluation under a progress bar with running rates; whether it was interrupted."""
     done: dict[str, list[bool]] = {}

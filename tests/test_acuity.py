@@ -14,8 +14,10 @@ from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.acuity import (
     ECCENTRICITIES,
+    Examination,
     Threshold,
     choose,
+    described,
     growth_of,
     sensor_pixels,
     surface,
@@ -185,8 +187,17 @@ class TestThresholds:
         assert 2.2 < found.degrees < 3.2
         assert found.samples.std() > 0
 
-    def test_who_never_reads_has_none(self) -> None:
-        assert threshold(cells_of({1.0: 25, 1.5: 26, 2.2: 24, 3.2: 25}), resamples=5).degrees == np.inf
+    def test_what_lies_beyond_the_marks_shown_is_said_to(self) -> None:
+        never = threshold(cells_of({1.0: 25, 1.5: 26, 2.2: 24, 3.2: 25}), resamples=10)
+        assert (never.degrees, never.known) == (np.inf, False)
+        assert described(never).startswith("> 3.2 [")
+        always = threshold(cells_of({1.0: 100, 1.5: 100, 2.2: 100, 3.2: 100}), resamples=10)
+        assert (always.degrees, always.known) == (0.0, False)
+        assert described(always) == "< 1 [< 1, < 1]"
+        nearly = threshold(cells_of({1.0: 30, 1.5: 30, 2.2: 45, 3.2: 64}), resamples=40)
+        assert np.isfinite(nearly.degrees)
+        assert not nearly.known, "too many of its bootstrap values lie beyond"
+        assert described(nearly).endswith("> 3.2]")
 
     def test_sensor_pixels_are_those_of_the_projection(self) -> None:
         """Against two points that are projected by hand, along the radius and across it."""
@@ -197,17 +208,30 @@ class TestThresholds:
 
     def test_growth_and_e2(self) -> None:
         rng = np.random.default_rng(0)
-        places = {
-            place: Threshold(1 + place / 10, 1 + place / 10 + 0.01 * rng.normal(size=50))
-            for place in (10.0, 20.0, 30.0)
-        }
+
+        def some(degrees: float, spread: float = 0.01) -> Threshold:
+            return Threshold(degrees, degrees + spread * rng.normal(size=50), 1.0, 10.0)
+
+        places = {place: some(1 + place / 10) for place in (10.0, 20.0, 30.0)}
         shown = growth_of(places)
         assert shown["slope"].startswith("+0.100 [+0.0")
+        assert shown["slope"].endswith("over 10 to 30")
         assert shown["E2"].startswith("10.0 [")
-        flat = {place: Threshold(2.0, 2 + 0.1 * rng.normal(size=50)) for place in (10.0, 20.0, 30.0)}
+        never = Threshold(np.inf, np.full(50, np.inf), 1.0, 10.0)
+        assert growth_of(places | {40.0: never})["slope"].endswith("over 10 to 30")
+        assert growth_of({10.0: never, **{p: places[p] for p in (20.0, 30.0)}}) == {"slope": "-", "E2": "-"}
+        flat = {place: some(2.0, 0.1) for place in (10.0, 20.0, 30.0)}
         assert growth_of(flat)["E2"] == "-", "E2 has no meaning where acuity does not fall"
-        never = {place: Threshold(np.inf, np.full(50, np.inf)) for place in (10.0, 20.0, 30.0)}
-        assert growth_of(never) == {"slope": "-", "E2": "-"}
+
+
+def test_trials_are_asked_once(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrvlm_sim.evaluation.acuity.trial_cells", lambda trials: CELLS[:trials])
+    asked = Examination(trials=4, seed=0, workers=1)
+    first = asked.of("oracle", Oracle(scenes), EYES, tmp_path / "new" / "trials.csv")
+    again = asked.of("oracle", Oracle(scenes, blind=True), EYES, tmp_path / "new" / "trials.csv")
+    pd.testing.assert_frame_equal(first, again)
+    other = replace(asked, seed=1).of("oracle", Oracle(scenes), EYES, tmp_path / "new" / "trials.csv")
+    assert (other["seed"] == 1).all()
 
 
 def test_what_is_written(tiny: TrainedPolicy, scenes: Scenes, tmp_path: Path) -> None:
@@ -230,5 +254,7 @@ def test_only_trained_arms_can_be_examined(tiny_folder: Path) -> None:
     assert list(load_readable([str(tiny_folder)])) == ["tiny"]
     with pytest.raises(UserError, match="takes arms with weights and policy folders, not expert"):
         load_readable(["expert"])
+    with pytest.raises(UserError, match="two arms are called tiny"):
+        load_readable([str(tiny_folder), str(tiny_folder / ".")])
     with pytest.raises(UserError, match="unknown policy 'uniform-48'"):
         load_readable(["uniform-48"])

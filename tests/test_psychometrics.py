@@ -30,7 +30,7 @@ def test_most_bootstrap_intervals_hold_the_truth() -> None:
     for _ in range(12):
         right = rng.binomial(trials, true(SIZES))
         best = fit_psychometric(SIZES, right, trials, 0.25)
-        drawn = [resample(right, trials, rng) for _ in range(25)]
+        drawn = [resample(best, SIZES, trials, rng) for _ in range(25)]
         low, high = interval([fit_psychometric(SIZES, counts, trials, 0.25, near=best).threshold for counts in drawn])
         inside.append(low <= true.threshold <= high)
     assert np.mean(inside) >= 0.7

@@ -16,9 +16,9 @@ import pytest
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.merge import merge_runs
+from mrvlm_sim.evaluation.migrate import SCHEMA
 from mrvlm_sim.evaluation.store import (
     FILE,
-    SCHEMA,
     Key,
     RunStore,
     planned_keys,
@@ -40,7 +40,7 @@ def record(**values: Any) -> EpisodeRecord:
 def filled(folder: Path, episodes: list[int], **values: Any) -> Path:
     """A run with some episodes of one policy."""
     with RunStore(folder) as store:
-        store.agree("policy", "mine", {"identity": 1})
+        store.agree("policy", "mine", {"identity": {"version": 1}})
         store.note_session({"of": folder.name})
         store.plan(key(episode=episode) for episode in episodes)
         for episode in episodes:
@@ -154,6 +154,21 @@ class TestWhatIsRefused:
         with pytest.raises(UserError, match=r"no run in .*run\.sqlite is missing"):
             read_episodes(tmp_path)
 
+    def test_a_run_of_the_first_schema_is_read_and_brought_up_to_date(self, tmp_path: Path) -> None:
+        new = {"environments": ["pick_place"], "network": {}, "training": {"stride": 2, "method": "bc"}}
+        old = {"environment": "pick_place", "network": {}, "training": {"method": "bc"}}
+        with RunStore(tmp_path) as store:
+            store.agree("policy", "arm", {"identity": {"card": old}, "cost": {}})
+            store.agree("policy", "expert", {"identity": {"baseline": "expert"}, "cost": {}})
+        with sqlite3.connect(tmp_path / FILE) as connection:
+            connection.execute("PRAGMA user_version = 1")
+        assert read_parts(tmp_path, "policy")["arm"]["identity"]["card"] == new
+        with RunStore(tmp_path) as store:
+            store.agree("policy", "arm", {"identity": {"card": new}, "cost": {}})
+            store.agree("policy", "expert", {"identity": {"baseline": "expert"}, "cost": {}})
+        with sqlite3.connect(tmp_path / FILE) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+
     def test_another_schema(self, tmp_path: Path) -> None:
         RunStore(tmp_path).close()
         with sqlite3.connect(tmp_path / FILE) as connection:
@@ -216,7 +231,7 @@ class TestMerge:
         assert sorted(read_episodes(tmp_path / "whole")["episode"]) == [0, 1, 2, 3]
         assert sorted(planned_keys(tmp_path / "whole")) == [key(episode=episode) for episode in range(4)]
         assert [session["of"] for session in read_sessions(tmp_path / "whole")] == ["one", "two"]
-        assert read_parts(tmp_path / "whole", "policy") == {"mine": {"identity": 1}}
+        assert read_parts(tmp_path / "whole", "policy") == {"mine": {"identity": {"version": 1}}}
 
     def test_latencies_may_differ_and_outcomes_may_not(self, tmp_path: Path) -> None:
         merge_runs(tmp_path / "whole", [filled(tmp_path / "one", [0], latency_ms=[1.0])])
@@ -242,8 +257,8 @@ class TestMerge:
     def test_other_policies_of_the_same_name_are_refused(self, tmp_path: Path) -> None:
         other = filled(tmp_path / "two", [1])
         with sqlite3.connect(other / FILE) as connection:
-            connection.execute("""UPDATE parts SET description = '{"identity": 2}'""")
-        with pytest.raises(UserError, match="another policy 'mine': identity was 1, it is 2"):
+            connection.execute("""UPDATE parts SET description = '{"identity": {"version": 2}}'""")
+        with pytest.raises(UserError, match=r"another policy 'mine': identity\.version was 1, it is 2"):
             merge_runs(tmp_path / "whole", [filled(tmp_path / "one", [0]), other])
 
     def test_what_is_no_run_is_refused_before_anything_is_written(self, tmp_path: Path) -> None:

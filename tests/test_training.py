@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.suite_env import simulator_state
 from mrvlm_sim.tasks import make_task
-from mrvlm_sim.training.bc import Cloning
+from mrvlm_sim.training.bc import Cloning, shares
 from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.trainer import schedule
@@ -308,9 +309,8 @@ class TestSeveralEnvironments:
         trainer = Cloning(card, datasets, tmp_path)
         batch = trainer._batch(np.random.default_rng(0))
         assert len(batch.proprio) == 4
-        parts = [
-            d.sample(d.train_frames, 2, rng) for rng in [np.random.default_rng(0)] for d in datasets
-        ]  # of a batch this small, nothing is relabelled
+        rng = np.random.default_rng(0)
+        parts = [d.sample(d.train_frames, 2, rng, some) for d, some in zip(datasets, (1, 0), strict=True)]
         for name in ("proprio", "words", "actions", "valid", "landmarks"):
             both = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(getattr(batch, name).nan_to_num(), both.nan_to_num())
@@ -322,6 +322,36 @@ class TestSeveralEnvironments:
         Cloning(card, datasets, tmp_path).run(lambda update, figures: logged.update({update: figures}), log_every=1)
         assert np.isfinite(logged[UPDATES]["check/reach/action"])
         assert [name for name in logged[UPDATES] if name.startswith("check/pick_place/")] == [], "none is held out"
+
+    def test_going_on_equals_never_having_stopped(self, datasets: list[Dataset], tmp_path: Path) -> None:
+        card, ends = new_trainer(datasets[0], tmp_path / "none").card, []
+        for stops in ((3, UPDATES), (UPDATES,)):
+            for stop in stops:
+                trainer = Cloning(card, datasets, tmp_path / str(len(stops)))
+                trainer.recipe = card.training.model_copy(update={"updates": UPDATES})
+                with suppress(KeyboardInterrupt):
+                    trainer.run(lambda update, _, stop=stop: raise_at(update, stop), log_every=1, save_every=3)
+            ends.append(weights(trainer))
+        assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
+
+    def test_shares_are_as_equal_as_can_be(self) -> None:
+        assert shares(32, 8) == [4] * 8
+        assert shares(8, 3) == [3, 3, 2]
+        assert shares(2, 3) == [1, 1, 0]
+
+    def test_batches_too_small_and_doubled_environments_are_refused(
+        self, datasets: list[Dataset], tmp_path: Path
+    ) -> None:
+        card = new_trainer(datasets[0], tmp_path).card
+        with pytest.raises(UserError, match="a batch of 4 frames has no room for 6 environments"):
+            Cloning(card, datasets * 3, tmp_path)
+        with pytest.raises(UserError, match="pick_place is there twice"):
+            Cloning(card, datasets[:1] * 2, tmp_path)
+
+
+def raise_at(update: int, stop: int) -> None:
+    if update == stop and stop != UPDATES:
+        raise KeyboardInterrupt
 
 
 class TestRelabelling:

@@ -17,6 +17,7 @@ from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork, encode_words
+from mrvlm_sim.paths import data_folder
 from mrvlm_sim.sim.suite_env import Observation, decode_instruction
 from mrvlm_sim.vision import cut, patchify
 
@@ -77,7 +78,7 @@ def load_trained(folder: Path, device: torch.device | None = None) -> TrainedPol
     card = read_card(folder / CARD, PolicyCard)
     path = folder / WEIGHTS
     if card.weights is None or not path.is_file():
-        raise UserError(f"{folder} has no trained weights; train them: mrvlm-sim train bc --arm {folder.name}")
+        raise UserError(f"{folder} has no trained weights; train them: mrvlm-sim train bc --arm {_arm_name(folder)}")
     found = sha256(path)
     if found != card.weights.sha256:
         raise UserError(f"{path}: sha256 is {found}, the card says {card.weights.sha256}; restore the file or retrain")
@@ -87,6 +88,11 @@ def load_trained(folder: Path, device: torch.device | None = None) -> TrainedPol
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} does not fit the network on its card: {error}") from error
     return TrainedPolicy(card, network, device or torch.device("cpu"))
+
+
+def _arm_name(folder: Path) -> str:
+    base = data_folder("policies")
+    return folder.relative_to(base).as_posix() if folder.is_relative_to(base) else folder.name
 
 
 def save_trained(folder: Path, card: PolicyCard, network: PolicyNetwork, **made_by: Any) -> None:

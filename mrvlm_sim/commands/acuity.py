@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mrvlm_sim.console import bar, console, print_table
+from mrvlm_sim.console import bar, console, log_updates, print_table
 
 
 def acuity(
     arm: Annotated[list[str], typer.Option(help="Arm with weights, or a policy folder; repeatable.")],
-    output: Annotated[Path, typer.Option(help="Folder for trials, tables and picture.")] = Path("results/runs/acuity"),
+    output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/acuity.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials of every size at every eccentricity.")] = 100,
     scenes: Annotated[int, typer.Option(min=1000, help="Scenes that readers are taught with.")] = 8000,
     updates: Annotated[int, typer.Option(min=1, help="Updates of every reader.")] = 6000,
@@ -20,28 +20,31 @@ def acuity(
     """Which marks arms can read, by size and eccentricity: teach every arm to read, then test it.
 
     The arm's encoder is trained on, with a small head, to name the marks on the plates of `read_mark`: the same
-    scenes, updates and recipe for every arm. Trials are forced choices among four, from the first look alone.
+    scenes, updates and recipe for every arm. Trials are forced choices among four, from the first look alone. The same
+    command goes on where it stopped; trials, tables and a picture go to the folder.
     """
     import pandas as pd
 
-    from mrvlm_sim.evaluation.acuity import examine
+    from mrvlm_sim.evaluation.acuity import Examination
     from mrvlm_sim.evaluation.acuity_report import load_readable, write_acuity
+    from mrvlm_sim.paths import runs_folder
     from mrvlm_sim.training.reading import Lesson, Reading
 
-    policies, done = load_readable(arm), []
+    folder, policies, examination = (
+        output or runs_folder() / "acuity",
+        load_readable(arm),
+        Examination(trials, seed, workers),
+    )
+    done: dict[str, pd.DataFrame] = {}
     for name, policy in policies.items():
-        console.print(f"{name}: rendering what it is taught with")
-        reading = Reading(policy, Lesson(scenes, updates), output / "readers" / name, workers)
-        with bar("updates", updates) as advance:
-
-            def log(update: int, figures: dict[str, float]) -> None:
-                advance(update)
-                console.print(f"{update:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-
-            reading.run(log)
-        done.append(examine(name, reading.reader, policy.card.cameras, trials, seed, workers))
-        table = write_acuity(
-            output, pd.concat(done, ignore_index=True), {n: policies[n] for n in list(policies)[: len(done)]}
-        )
+        reading = Reading(policy, Lesson(scenes, updates), folder / "readers" / name, workers)
+        trial_file = folder / "trials" / f"{name.replace('/', '-')}.csv"
+        if reading.update < updates:
+            trial_file.unlink(missing_ok=True)
+            console.print(f"{name}: rendering the scenes it is taught with")
+        with bar(f"{name} learns to read", updates) as advance:
+            reading.run(log_updates(advance))
+        done[name] = examination.of(name, reading.reader, policy.card.cameras, trial_file)
+        table = write_acuity(folder, pd.concat(done.values(), ignore_index=True), {n: policies[n] for n in done})
     print_table(table, f"smallest mark read of four, {trials} trials of every size")
-    console.print(f"results: {output}")
+    console.print(f"results: {folder}")

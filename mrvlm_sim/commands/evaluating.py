@@ -69,20 +69,21 @@ def evaluate(
     conditions = conditions_of(list(dict.fromkeys(attack or [])), parse_fraction(eps), steps, shifts)
     limit, folders, failed = (max_episodes if until_decided else episodes), dict[str, Path](), False
     environments = chosen_environments(env, settings or [])
-    arms = policy or shipped_arms(environments)
-    reference = reference_among(map(policy_name, arms), reference)
+    arms, plans = policy or shipped_arms(environments), dict[str, Plan]()
     for name in environments:
         policies = arms or shipped_arms([name])
         if baselines:
             policies = [*policies, *(other for other in fitting_baselines(name) if other not in policies)]
-        plan = Plan(name, tuple(policies), tuple(conditions), seed, limit, video, reference, trust_pickle)
+        meant = reference_among(map(policy_name, policies), reference)
+        plans[name] = Plan(name, tuple(policies), tuple(conditions), seed, limit, video, meant, trust_pickle)
+    for name, plan in plans.items():
         folder = output / split_settings(name)[0] if output is not None and len(environments) > 1 else output
         run = Evaluation(plan, folder, workers, parse_shard(shard), timeout, retry_errors, until_decided, cluster)
         folders[name], failed = run.folder, failed or bool(run.problems)
-        if _run(run, reference, f"{name}, suite seed {seed}"):
+        if _run(run, plan.reference, f"{name}, suite seed {seed}"):
             raise typer.Exit(130)
     if len(folders) > 1:
-        table = suite_table(folders, reference)
+        table = suite_table(folders, next(iter(plans.values())).reference)
         print_table(table, f"success %, suite seed {seed}")
         if output is not None:
             write_suite(output, table)

@@ -18,8 +18,11 @@ def merge(
     """Put the episodes of several runs of one plan together, as `eval --shard` leaves them."""
     from mrvlm_sim.evaluation.merge import merge_runs
     from mrvlm_sim.evaluation.report import write_report
+    from mrvlm_sim.evaluation.store import planned_keys
+    from mrvlm_sim.evaluation.tables import reference_among
 
     merge_runs(output, runs)
+    reference = reference_among((key.policy for key in planned_keys(output)), reference)
     print_report(output, write_report(output, reference), reference, str(output), [])
 
 

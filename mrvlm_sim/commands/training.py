@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrvlm_sim.commands.options import Arm, Env
-from mrvlm_sim.console import bar, console
+from mrvlm_sim.console import bar, console, log_updates
 from mrvlm_sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,13 +85,8 @@ def train_bc(
         console.print(f"resuming after update {trainer.update}")
     look = (lambda policy: quick_success(policy, card.environments, eval_episodes)) if eval_every else None
     with bar("updates", card.training.updates) as advance:
-
-        def log(update: int, figures: dict[str, float]) -> None:
-            advance(update)
-            console.print(f"{update:6d}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-
         try:
-            folder = train(trainer, log, look, eval_every, threads)
+            folder = train(trainer, log_updates(advance), look, eval_every, threads)
         except KeyboardInterrupt:
             console.print(f"saved up to update {trainer.saved}; the same command goes on from there")
             raise

@@ -7,6 +7,7 @@ mark, from the first look alone. That is a forced choice among four: 25 % are ri
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from mrvlm_sim.evaluation.tables import policy_cost
 from mrvlm_sim.metrics.psychometrics import fit_psychometric, growth, interval, resample
 from mrvlm_sim.metrics.statistics import wilson
 from mrvlm_sim.models.reader import MarkReader
+from mrvlm_sim.paths import make_parent, write_atomically
 from mrvlm_sim.seeding import generator
 from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.tasks.read_mark import PLATES, largest_mark
@@ -29,6 +31,7 @@ SIZES = (1.0, 1.5, 2.2, 3.2, 4.6, 6.8, 10.0)  # degrees, half an octave apart
 ECCENTRICITIES = (12.0, 16.0, 20.0, 25.0, 30.0, 36.0, 42.0)  # degrees
 CHANCE = 1 / len(PLATES)
 RESAMPLES = 400
+MOST_BEYOND = 0.05  # of bootstrap values, for a threshold that counts as known
 BATCH = 100
 TRIAL_SEED = 1_000_003  # so that no trial shows what was taught
 
@@ -39,11 +42,29 @@ def trial_cells(trials: int) -> list[Cell]:
     return [cell for cell in cells for _ in range(trials)]
 
 
-def examine(
-    arm: str, reader: MarkReader, cameras: dict[str, Pyramid], trials: int, seed: int, workers: int
-) -> pd.DataFrame:
-    """Trials of one arm, on the same scenes as any other's with the same seed; none was used for teaching."""
-    return choose(arm, reader, render_scenes(cameras, trial_cells(trials), TRIAL_SEED + seed, workers), seed)
+@dataclass(frozen=True)
+class Examination:
+    """So many trials of every cell; every arm gets the same scenes, none of which was used for teaching."""
+
+    trials: int
+    seed: int
+    workers: int  # processes that render
+
+    def of(self, arm: str, reader: MarkReader, cameras: dict[str, Pyramid], file: Path) -> pd.DataFrame:
+        """The trials of one arm, kept in a file; taken from there if they are the same."""
+        if file.is_file() and self._asked_in(known := pd.read_csv(file)):
+            return known
+        scenes = render_scenes(cameras, trial_cells(self.trials), TRIAL_SEED + self.seed, self.workers)
+        chosen = choose(arm, reader, scenes, self.seed)
+        make_parent(file)
+        write_atomically(file, chosen.to_csv(index=False))
+        return chosen
+
+    def _asked_in(self, table: pd.DataFrame) -> bool:
+        same_cells = len(table) == len(trial_cells(self.trials)) and (table["seed"] == self.seed).all()
+        return bool(
+            same_cells and [*zip(table["size"], table["eccentricity"], strict=True)] == trial_cells(self.trials)
+        )
 
 
 def choose(arm: str, reader: MarkReader, scenes: Scenes, seed: int) -> pd.DataFrame:
@@ -56,19 +77,32 @@ def choose(arm: str, reader: MarkReader, scenes: Scenes, seed: int) -> pd.DataFr
         shares = scores.cpu().log_softmax(dim=-1)
         chosen.append(shares[torch.arange(len(part)), :, asked].argmax(dim=1).numpy())
     size, eccentricity = scenes.cells.T
-    table = {"arm": arm, "size": size, "eccentricity": eccentricity, "named": scenes.named}
+    table = {"arm": arm, "seed": seed, "size": size, "eccentricity": eccentricity, "named": scenes.named}
     return pd.DataFrame(table | {"chosen": np.concatenate(chosen)})
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The mark that an arm can just read at one eccentricity, in degrees; infinite if none that was shown.
+    """The mark that an arm can just read at one eccentricity, in degrees.
 
-    `samples` are its bootstrap values.
+    0 if it reads the smallest of the marks shown, infinity if not even the largest; both say that the threshold lies
+    beyond what was tried. `samples` are bootstrap values.
     """
 
     degrees: float
     samples: np.ndarray
+    smallest: float  # of the marks shown
+    largest: float
+
+    @property
+    def known(self) -> bool:
+        """Whether it lies within the marks shown, and nearly all of its bootstrap values do."""
+        return bool(0 < self.degrees < np.inf and (~within(self.samples)).mean() <= MOST_BEYOND)
+
+
+def within(thresholds: np.ndarray) -> np.ndarray:
+    """Which thresholds lie within the marks that were shown."""
+    return (thresholds > 0) & np.isfinite(thresholds)
 
 
 def surface(trials: pd.DataFrame) -> pd.DataFrame:
@@ -82,17 +116,15 @@ def surface(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def threshold(cells: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> Threshold:
-    """Fit the psychometric function of one arm at one eccentricity, and of bootstrap samples of its trials.
-
-    A threshold beyond the largest mark shown is not one: infinity stands for it.
-    """
+    """Fit the psychometric function of one arm at one eccentricity, and of bootstrap samples of its trials."""
     sizes, right, trials = (cells[name].to_numpy() for name in ("size", "right", "trials"))
     rng, best = np.random.default_rng(seed), fit_psychometric(sizes, right, trials, CHANCE)
-    drawn = [resample(right, trials, rng) for _ in range(resamples)]
+    drawn = [resample(best, sizes, trials, rng) for _ in range(resamples)]
     samples = [fit_psychometric(sizes, counts, trials, CHANCE, near=best).threshold for counts in drawn]
     values = np.array([best.threshold, *samples])
-    values[values > sizes.max()] = np.inf
-    return Threshold(float(values[0]), values[1:])
+    smallest, largest = float(sizes.min()), float(sizes.max())
+    values = np.where(values < smallest, 0.0, np.where(values > largest, np.inf, values))
+    return Threshold(float(values[0]), values[1:], smallest, largest)
 
 
 def thresholds(surfaces: pd.DataFrame, resamples: int = RESAMPLES) -> dict[str, dict[float, Threshold]]:
@@ -124,10 +156,10 @@ def threshold_table(
         line = {"arm": arm, **arm_cost(policies[arm])}
         frame = policies[arm].card.cameras[CAMERA].frame_size
         for place, value in places.items():
-            pixels = sensor_pixels(value.degrees, place, frame, fov)
-            line[f"{place:g} degrees off"] = (
-                f"{_degrees(value)}, {pixels:.1f} px" if np.isfinite(pixels) else "not read"
+            pixels = (
+                f", {sensor_pixels(value.degrees, place, frame, fov):.1f} px" if within(np.array(value.degrees)) else ""
             )
+            line[f"{place:g} degrees off"] = described(value) + pixels
         lines.append(line | growth_of(places))
     return pd.DataFrame(lines)
 
@@ -139,24 +171,34 @@ def arm_cost(policy: TrainedPolicy) -> dict[str, str]:
 
 
 def growth_of(places: Mapping[float, Threshold]) -> dict[str, str]:
-    """How the thresholds grow with eccentricity, and E2, where that is read at three eccentricities at least."""
-    read_at = [place for place, value in places.items() if np.isfinite(value.degrees)]
-    if len(read_at) < 3:
+    """How the thresholds grow with eccentricity, and E2, over those eccentricities where they are known.
+
+    At least three must be.
+    E2 is given where acuity falls with eccentricity for sure.
+    """
+    known = {place: value for place, value in places.items() if value.known}
+    if len(known) < 3:
         return {"slope": "-", "E2": "-"}
-    x = np.array(read_at)
-    slope, start = growth(x, np.array([places[place].degrees for place in read_at]))
-    drawn = np.array([places[place].samples for place in read_at]).T
-    fits = np.array([growth(x, sample) for sample in drawn if np.isfinite(sample).all()])
-    if len(fits) < len(drawn) / 2:
-        return {"slope": f"{slope:+.3f}", "E2": "-"}
+    x = np.array(list(known))
+    slope, start = growth(x, np.array([value.degrees for value in known.values()]))
+    drawn = np.array([value.samples for value in known.values()]).T
+    fits = np.array([growth(x, sample) for sample in drawn if within(sample).all()])
     low, high = interval(fits[:, 0])
-    shown = {"slope": f"{slope:+.3f} [{low:+.3f}, {high:+.3f}]", "E2": "-"}
+    shown = {"slope": f"{slope:+.3f} [{low:+.3f}, {high:+.3f}] over {x.min():g} to {x.max():g}", "E2": "-"}
     if low > 0 and start > 0:
         e2 = interval(fits[:, 1] / fits[:, 0])
         shown["E2"] = f"{start / slope:.1f} [{e2[0]:.1f}, {e2[1]:.1f}]"
     return shown
 
 
-def _degrees(value: Threshold) -> str:
-    low, high = interval(np.minimum(value.samples, 1e9))
-    return f"{value.degrees:.2f} [{low:.2f}, {'more' if high > 1e6 else f'{high:.2f}'}]"
+def described(value: Threshold) -> str:
+    """A threshold in degrees with its interval; what lies beyond the marks shown is said to."""
+    low, high = interval(value.samples, method="nearest")
+    limits = f"[{_bounded(low, value)}, {_bounded(high, value)}]"
+    return f"{_bounded(value.degrees, value)} {limits}"
+
+
+def _bounded(degrees: float, value: Threshold) -> str:
+    if within(np.array(degrees)):
+        return f"{degrees:.2f}"
+    return f"< {value.smallest:g}" if degrees == 0 else f"> {value.largest:g}"

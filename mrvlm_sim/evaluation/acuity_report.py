@@ -28,7 +28,9 @@ def load_readable(references: Sequence[str]) -> dict[str, TrainedPolicy]:
         if list(policy.card.cameras) != ["wrist"]:
             seen = ", ".join(policy.card.cameras)
             raise UserError(f"acuity is that of the wrist camera; {reference} looks through {seen}")
-        policies[policy_name(reference)] = policy
+        if (name := policy_name(reference)) in policies:
+            raise UserError(f"two arms are called {name}; name every arm once, or copy or rename one")
+        policies[name] = policy
     return policies
 
 
@@ -79,13 +81,20 @@ def _map(axis, shares: pd.DataFrame, title: str) -> None:  # type: ignore[no-unt
 
 
 def _thresholds(axis, found: Mapping[str, Mapping[float, Threshold]]) -> None:  # type: ignore[no-untyped-def]
+    """Lines through what is known; a triangle at the border of the marks shown for what lies beyond."""
     for index, (arm, places) in enumerate(found.items()):
-        known = {place: value for place, value in places.items() if np.isfinite(value.degrees)}
-        x = np.array(list(known)) + 0.3 * index  # beside each other
-        y = np.array([value.degrees for value in known.values()])
-        limits = np.array([interval(np.minimum(value.samples, 1e3)) for value in known.values()]).reshape(-1, 2)
-        axis.errorbar(x, y, np.abs(limits.T - y), marker="o", markersize=4, capsize=2, linewidth=1, label=arm)
+        beside = 0.3 * index
+        known = {place: value for place, value in places.items() if value.known}
+        x, y = np.array(list(known)) + beside, np.array([value.degrees for value in known.values()])
+        limits = np.array([interval(value.samples, method="nearest") for value in known.values()]).reshape(-1, 2)
+        limits = np.clip(limits, 0.1, 100)
+        line = axis.errorbar(x, y, np.abs(limits.T - y), marker="o", markersize=4, capsize=2, linewidth=1, label=arm)
+        for place, value in places.items():
+            if not value.known:
+                above = value.degrees > value.smallest
+                at, marker = (value.largest, "^") if above else (value.smallest, "v")
+                axis.plot(place + beside, at, marker, color=line[0].get_color(), fillstyle="none")
     axis.set(xlabel="eccentricity, degrees", ylabel="threshold, degrees", yscale="log", ylim=(0.8, 12))
     axis.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
-    axis.set_title("mark read half way from guessing to best\n(no point: larger than any shown)", fontsize=9)
+    axis.set_title("mark read half way from guessing to best\n(triangles: beyond the marks shown)", fontsize=9)
     axis.legend(fontsize=8)

@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
+from mrvlm_sim.evaluation.migrate import OLDER, SCHEMA, migrate, upgraded
 
 FILE, PARTIAL, LOCK = "run.sqlite", "run.partial", ".lock"
-SCHEMA = 1
 SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB", list[float]: "TEXT"}
 BLOBS = ("initial_state", "actions")  # compressed
 KINDS = ("environment", "condition", "policy")  # of which a run is made
@@ -63,6 +63,7 @@ class RunStore:
                     raise UserError(f"{rule}; choose another --output")
                 _create(folder)
             self._connection = _connect(folder / FILE)
+            migrate(self._connection)
         except BaseException:
             self._lock.release()
             raise
@@ -195,7 +196,7 @@ def read_parts(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
     """What `agree` kept of one kind, by name."""
     with reading(folder) as connection:
         rows = connection.execute("SELECT name, description FROM parts WHERE kind = ?", (kind,)).fetchall()
-    return {name: json.loads(text) for name, text in rows}
+    return {name: upgraded(kind, json.loads(text)) for name, text in rows}
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
@@ -228,7 +229,7 @@ def _connect(path: Path, mode: str = "mode=rw") -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True)
         found = connection.execute("PRAGMA user_version").fetchone()[0]
-        if found != SCHEMA:
+        if found not in (SCHEMA, *OLDER):
             connection.close()
             raise UserError(
                 f"{path} has schema version {found}, this version of mrvlm_sim reads {SCHEMA}; "

@@ -6,6 +6,7 @@ Wichmann and Hill, "The psychometric function I: Fitting, sampling, and goodness
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -63,14 +64,20 @@ def fit_psychometric(
     return Psychometric(float(2 ** best.x[0]), float(best.x[1]), float(best.x[2]), guess)
 
 
-def resample(right: np.ndarray, trials: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Counts of a bootstrap sample: the trials at each size drawn anew with replacement."""
-    return rng.binomial(trials, right / trials)
+def resample(fitted: Psychometric, sizes: np.ndarray, trials: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Counts of a parametric bootstrap: as many trials at each size by someone who is as the function says.
+
+    Wichmann and Hill, "The psychometric function II: Bootstrap-based confidence intervals and sampling", Perception &
+    Psychophysics 63:1314, 2001.
+    """
+    return rng.binomial(trials, fitted(sizes))
 
 
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Percentile interval of bootstrap values, 95 %."""
-    low, high = np.percentile(values, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+def interval(
+    values: Sequence[float] | np.ndarray, method: Literal["linear", "nearest"] = "linear"
+) -> tuple[float, float]:
+    """Percentile interval of bootstrap values, 95 %; `nearest` for values of which some are infinite."""
+    low, high = np.percentile(values, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)], method=method)
     return float(low), float(high)
 
 

@@ -25,6 +25,9 @@ class Task(Protocol):
     def rephrase(self, rng: np.random.Generator) -> str:
         """The present instruction in other words, that demonstrations never use."""
 
+    def paths(self) -> np.ndarray:
+        """Circles (n, 3) on the table, x, y and radius in metres, over which things will move by themselves."""
+
     def advance(self, scene: Scene) -> None:
         """Move what moves by itself, before each step; it may depend on the scene's state and time alone."""
 

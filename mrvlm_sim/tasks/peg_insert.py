@@ -19,7 +19,7 @@ from mrvlm_sim.tasks.tabletop import (
     FEWEST_FIRST,
     Area,
     Phrases,
-    Spoken,
+    TableTask,
     Wording,
     by_kind,
     landmarks,
@@ -63,7 +63,7 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "PegInsert":
     return PegInsert(parameters, card.workspace.start)
 
 
-class PegInsert(Spoken):
+class PegInsert(TableTask):
     """Block 0 is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES

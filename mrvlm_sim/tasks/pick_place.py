@@ -13,7 +13,7 @@ from mrvlm_sim.tasks.tabletop import (
     Area,
     Counts,
     Phrases,
-    Spoken,
+    TableTask,
     Wording,
     by_kind,
     landmarks,
@@ -57,7 +57,7 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "PickPlace":
     return PickPlace(parameters, card.workspace.start)
 
 
-class PickPlace(Spoken):
+class PickPlace(TableTask):
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES

@@ -17,7 +17,7 @@ from mrvlm_sim.tasks.tabletop import (
     Area,
     Counts,
     Phrases,
-    Spoken,
+    TableTask,
     Wording,
     by_kind,
     closeness,
@@ -69,7 +69,7 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Push":
     return Push(parameters, card.workspace)
 
 
-class Push(Spoken):
+class Push(TableTask):
     """Body 0 of each kind is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES

@@ -13,7 +13,7 @@ from mrvlm_sim.tasks.tabletop import (
     Area,
     Counts,
     Phrases,
-    Spoken,
+    TableTask,
     Wording,
     by_kind,
     closeness,
@@ -57,7 +57,7 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Reach":
     return Reach(parameters, card.workspace)
 
 
-class Reach(Spoken):
+class Reach(TableTask):
     """Ball 0 is the named one; which colour that is, the instruction says."""
 
     phrases = PHRASES

@@ -96,7 +96,7 @@ def span(degrees: float) -> float:
     return 2 * DISTANCE * float(np.tan(np.radians(degrees) / 2))
 
 
-class ReadMark(tabletop.Spoken):
+class ReadMark(tabletop.TableTask):
     """Which plate bears which mark is drawn anew; the instruction names one of the four marks."""
 
     phrases = PHRASES

@@ -4,12 +4,15 @@ Such a reference is understood wherever the name of an environment is. The episo
 their random streams do not depend on what stands in the brackets.
 """
 
+import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mrvlm_sim.errors import UserError, unknown_name
 
+OUTSIDE_QUOTES = r';(?=(?:[^"]*"[^"]*")*[^"]*$)'
 OF_EVERY_TASK = ("max_steps", "hold_steps", "reward")
 
 
@@ -27,7 +30,7 @@ def with_settings(name: str, settings: Iterable[str]) -> str:
             raise UserError(f"--set must be ENVIRONMENT.KNOB=VALUE, for example {name}.max_steps=60, not {setting!r}")
         if environment != name:
             raise UserError(f"--set {setting}: the environment is {name}, so knobs begin with {name!r} and a dot")
-        chosen[knob] = value.strip()
+        chosen[knob] = _quoted(value.strip())
     inside = ";".join(f"{knob}={value}" for knob, value in sorted(chosen.items()))
     return f"{name}[{inside}]" if inside else name
 
@@ -37,7 +40,7 @@ def split_settings(reference: str) -> tuple[str, dict[str, Any]]:
     name, bracket, inside = reference.partition("[")
     if not bracket:
         return name, {}
-    pairs = [pair.partition("=") for pair in inside.removesuffix("]").split(";")]
+    pairs = [pair.partition("=") for pair in re.split(OUTSIDE_QUOTES, inside.removesuffix("]"))]
     return name, {knob.strip(): _value(text.strip()) for knob, _, text in pairs}
 
 
@@ -58,6 +61,13 @@ def apply_settings(
         else:
             raise unknown_name(f"knob of {name}", knob, [*known, *OF_EVERY_TASK])
     return changed | {"parameters": parameters}
+
+
+def _quoted(text: str) -> str:
+    """Text as TOML has it, if it would not be understood as it is."""
+    return (
+        text if (";" not in text and "]" not in text) or not isinstance(_value(text), str) else json.dumps(_value(text))
+    )
 
 
 def _value(text: str) -> Any:

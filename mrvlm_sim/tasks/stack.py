@@ -16,7 +16,7 @@ from mrvlm_sim.tasks.tabletop import (
     THINGS,
     Area,
     Phrases,
-    Spoken,
+    TableTask,
     Wording,
     by_kind,
     landmarks,
@@ -71,7 +71,7 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Stack":
     return Stack(parameters, card.workspace.start)
 
 
-class Stack(Spoken):
+class Stack(TableTask):
     """Cube 0 goes on cube 1; which colours those are, the instruction says."""
 
     phrases = PHRASES

@@ -76,8 +76,8 @@ class Wording(Card):
         return phrase
 
 
-class Spoken:
-    """A task whose instruction is one of several phrases about what it names."""
+class TableTask:
+    """What these tasks do alike: their instruction is one of several phrases, and things stay where they are."""
 
     phrases: Phrases
     parameters: Wording
@@ -95,6 +95,10 @@ class Spoken:
     def rephrase(self, rng: np.random.Generator) -> str:
         """The present instruction in other words, that demonstrations never use."""
         return self.phrases.say(rng, unseen=True, **self.words)
+
+    def paths(self) -> np.ndarray:
+        """Circles (n, 3) on the table, x, y and radius in metres, over which things will move by themselves."""
+        return np.empty((0, 3))
 
 
 def require_area(workspace: Workspace, margin: float = 0.0, **areas: tuple[Sequence[float], Sequence[float]]) -> None:

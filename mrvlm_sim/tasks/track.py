@@ -9,9 +9,20 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.sim.card import EnvironmentCard
 from mrvlm_sim.sim.scene import STORE, Scene
 from mrvlm_sim.tasks.expert import OPEN, towards
-from mrvlm_sim.tasks.paths import Path, draw_path
-from mrvlm_sim.tasks.tabletop import COLOURS, FEWEST_FIRST, Area, Phrases, Spoken, Wording, by_kind, landmarks, rename
+from mrvlm_sim.tasks.paths import STEP, Path, draw_path
+from mrvlm_sim.tasks.tabletop import (
+    COLOURS,
+    FEWEST_FIRST,
+    Area,
+    Phrases,
+    TableTask,
+    Wording,
+    by_kind,
+    landmarks,
+    rename,
+)
 
+DISC_RADIUS = 0.03  # metres
 DISCS = ("disc0", "disc1", "disc2", "disc3")
 HOVER = 0.05  # metres above the table at which the expert follows
 HEAD_START = 0.12  # metres from the fingertips, sideways, at which the named disc begins, at least: over any tolerance
@@ -47,7 +58,7 @@ def build(card: EnvironmentCard, parameters: Parameters) -> "Track":
     return Track(parameters, card.workspace.start, card.max_steps / card.control_hz)
 
 
-class Track(Spoken):
+class Track(TableTask):
     """Disc 0 is the named one; which colour that is, the instruction says. Where a disc is follows from the time."""
 
     phrases = PHRASES
@@ -111,6 +122,11 @@ class Track(Spoken):
     def _next_time(scene: Scene) -> float:
         """The time at the end of this control step, in seconds since reset."""
         return float(scene.data.time + scene.substeps * scene.model.opt.timestep)
+
+    def paths(self) -> np.ndarray:
+        times = np.arange(0, self.seconds, STEP)
+        places = np.concatenate([path.at(times) for path in self._paths])
+        return np.insert(places, 2, DISC_RADIUS, axis=1)
 
     def _place(self, scene: Scene, time: float) -> None:
         for name, path, height in zip(DISCS, self._paths, self._heights, strict=False):

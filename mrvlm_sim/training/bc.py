@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrvlm_sim.agents.card import PolicyCard
+from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.models.heads import LANDMARK_SCALE
 from mrvlm_sim.training.dataset import Batch, Dataset, join
@@ -37,10 +38,18 @@ class Cloning(Trainer):
     """Learns the experts' actions and where things are.
 
     Of several datasets, one for each environment, every batch holds equal parts.
+
+    Raises:
+        UserError: there are more datasets than frames in a batch, or two are of one environment.
     """
 
     def __init__(self, card: PolicyCard, datasets: Sequence[Dataset], folder: Path) -> None:
         self.card, self.datasets = card, datasets
+        names = [dataset.name for dataset in datasets]
+        if len(names) > card.training.batch:
+            raise UserError(f"a batch of {card.training.batch} frames has no room for {len(names)} environments")
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"{', '.join(sorted(doubled))} is there twice; name every environment once")
         torch.manual_seed(card.training.seed)
         network = PolicyNetwork(card.cameras, card.network).to(datasets[0].device)
         proprio = np.concatenate([d.demos.proprio[d.kept[d.train_frames]] for d in datasets])
@@ -72,9 +81,12 @@ class Cloning(Trainer):
         return {"action": (actions - batch.actions).abs()[batch.valid].mean().item(), **landmark_errors}
 
     def _batch(self, rng: np.random.Generator) -> Batch:
-        sizes = [len(part) for part in np.array_split(np.arange(self.recipe.batch), len(self.datasets))]
-        parts = [
-            dataset.sample(dataset.train_frames, size, rng, int(RELABELLED * size))
-            for dataset, size in zip(self.datasets, sizes, strict=True)
-        ]
-        return join(parts)
+        sizes = shares(self.recipe.batch, len(self.datasets))
+        relabelled = shares(round(RELABELLED * self.recipe.batch), len(self.datasets))
+        parts = zip(self.datasets, sizes, relabelled, strict=True)
+        return join([dataset.sample(dataset.train_frames, size, rng, some) for dataset, size, some in parts])
+
+
+def shares(whole: int, parts: int) -> list[int]:
+    """A number in parts as equal as can be, the larger ones first."""
+    return [whole // parts + (part < whole % parts) for part in range(parts)]

@@ -22,7 +22,7 @@ from mrvlm_sim.models.reader import MarkReader
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.tasks import make_own_env, own_card, read_mark
 from mrvlm_sim.tasks.optotypes import MARKS
-from mrvlm_sim.training.trainer import Trainer
+from mrvlm_sim.training.trainer import Log, Trainer
 from mrvlm_sim.training.views import MarginViews, margin_boxes
 from mrvlm_sim.vision import Pyramid
 
@@ -107,6 +107,9 @@ class Lesson:
     updates: int
     batch: int = 64
     seed: int = 0
+    matrix_rate: float = 2e-3
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.01
 
 
 class Reading(Trainer):
@@ -114,12 +117,18 @@ class Reading(Trainer):
 
     def __init__(self, policy: TrainedPolicy, lesson: Lesson, folder: Path, workers: int) -> None:
         self.card, self.lesson, self.workers = policy.card, lesson, workers
-        changed = {"updates": lesson.updates, "batch": lesson.batch, "seed": lesson.seed}
+        same = "updates", "batch", "seed", "matrix_rate", "learning_rate", "weight_decay"
         torch.manual_seed(lesson.seed)
         self.reader = MarkReader(policy.card.cameras, policy.card.network, len(read_mark.PLATES), len(MARKS))
-        self.reader.load_state_dict(policy.network.state_dict(), strict=False)
-        recipe = policy.card.training.model_copy(update=changed)
+        self.reader.load_state_dict(self.reader.state_dict() | policy.network.state_dict())
+        recipe = policy.card.training.model_copy(update={name: getattr(lesson, name) for name in same})
         super().__init__(self.reader.to(policy.device), recipe, folder, f"{policy.card.model_dump_json()}\n{lesson}")
+
+    def run(self, log: Log, log_every: int = 100, save_every: int = 500) -> None:
+        """See `Trainer.run`; what is needed is rendered before the first update."""
+        if self.update < self.recipe.updates:
+            self.scenes  # noqa: B018
+        super().run(log, log_every, save_every)
 
     @cached_property
     def scenes(self) -> Scenes:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import torch
 
@@ -15,9 +16,9 @@ from mrvlm_sim.tasks import split_settings
 from mrvlm_sim.training.bc import Cloning
 from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
+from mrvlm_sim.training.trainer import Log
 from mrvlm_sim.training.views import render_views
 
-Log = Callable[[int, dict[str, float]], None]
 Evaluate = Callable[[TrainedPolicy], float]
 
 DEMONSTRATIONS = Path("data") / "demos"
@@ -35,13 +36,19 @@ class Folders:
 def default_output(card: PolicyCard, arm: str) -> Path:
     """Where an arm is trained if nothing else is said."""
     names = [split_settings(environment)[0] for environment in card.environments]
-    what = names[0] if len(names) == 1 else f"{len(names)}-tasks"
-    return runs_folder() / f"bc-{what}-{arm.replace('/', '-')}"
+    what = "-".join(names) if len(names) < 4 else f"{len(names)}-tasks-{_short_hash(*card.environments)}"
+    return runs_folder() / f"bc-{what}-{arm}".replace("/", "-")
 
 
 def demonstrations_path(folder: Path, environment: str, episodes: int, seed: int) -> Path:
     """The file that holds so many demonstrations of one environment."""
-    return folder / f"{environment}-{episodes}-{seed}.npz"
+    name, settings = split_settings(environment)
+    title = f"{name}-{_short_hash(environment)}" if settings else name
+    return folder / f"{title}-{episodes}-{seed}.npz"
+
+
+def _short_hash(*texts: str) -> str:
+    return f"{crc32(chr(10).join(texts).encode()):08x}"
 
 
 def get_demonstrations(

@@ -21,6 +21,7 @@ from mrvlm_sim.agents.card import TrainingRecipe
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 
+Log = Callable[[int, dict[str, float]], None]
 WARM_UP = 0.05  # of the updates
 
 
@@ -51,7 +52,7 @@ class Trainer(ABC):
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
-    def run(self, log: Callable[[int, dict[str, float]], None], log_every: int = 100, save_every: int = 500) -> None:
+    def run(self, log: Log, log_every: int = 100, save_every: int = 500) -> None:
         """Train to the last update; `log` receives the mean training losses and, when saving, the held-out errors.
 
         Ctrl-C ends the update that is under way, saves, and comes out as KeyboardInterrupt.

@@ -17,8 +17,8 @@ from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, encode_instruction
 from mrvlm_sim.wrappers.tokens import Frames
 
 TILE, THIN = 0.1, 0.0001  # metres: width, half height
-AROUND_TASKS = (0.32, -0.34), (0.66, 0.34)  # metres, where more things may stand
-CLEARANCE = 0.09  # metres between any two of them
+AROUND_TASKS = (0.30, -0.40), (0.70, 0.40)  # metres, where more things may stand
+CLEARANCE = 0.01  # metres between any two of them
 SHAPES = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER
 STRANGE = (0.55, 0.2, 0.6), (0.9, 0.45, 0.1), (0.1, 0.6, 0.65), (0.9, 0.9, 0.9), (0.08, 0.08, 0.08), (0.45, 0.25, 0.1)
 
@@ -157,18 +157,20 @@ class Distractors(Shift):
     own_only = True
 
     def decor(self, env: SuiteEnv) -> list[Decor]:
-        taken, things = _places(env), list[Decor]()
+        taken, things = occupied(env), list[Decor]()
         for _ in range(round(10 * self.severity)):
-            place = self.rng.uniform(*AROUND_TASKS, (100, 2))
-            free = np.linalg.norm(place[:, None] - taken, axis=-1).min(axis=1) > CLEARANCE
-            if free.any():
-                taken = np.vstack([taken, place[free][0]])
-                things.append(self._thing(*place[free][0]))
+            half = float(self.rng.uniform(0.015, 0.03))
+            places = self.rng.uniform(*AROUND_TASKS, (100, 2))
+            away = np.linalg.norm(places[:, None] - taken[:, :2], axis=-1) - taken[:, 2] - 2**0.5 * half
+            free = places[(away > CLEARANCE).all(axis=1)]
+            if len(free):
+                taken = np.vstack([taken, [*free[0], 2**0.5 * half]])
+                things.append(self._thing(float(free[0, 0]), float(free[0, 1]), half))
         return things
 
-    def _thing(self, x: float, y: float) -> Decor:
-        half, shape = self.rng.uniform(0.015, 0.03), SHAPES[self.rng.integers(len(SHAPES))]
-        return Decor(shape, (half, half, half), (x, y, half), STRANGE[self.rng.integers(len(STRANGE))])
+    def _thing(self, x: float, y: float, half: float) -> Decor:
+        shape, colour = SHAPES[self.rng.integers(len(SHAPES))], STRANGE[self.rng.integers(len(STRANGE))]
+        return Decor(shape, (half, half, half), (x, y, half), colour)
 
 
 class Phrases(Shift):
@@ -249,9 +251,15 @@ class Shifted(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray
         self.suite_env.renderer.decor = []
 
 
-def _places(env: SuiteEnv) -> np.ndarray:
-    """Where all bodies stand that hang on no other, (n, 2) in metres: objects, targets, the robot."""
-    return env.data.xpos[1:][env.model.body_parentid[1:] == 0, :2]
+def occupied(env: SuiteEnv) -> np.ndarray:
+    """Circles (n, 3) on the table, x, y and radius in metres, where things stand or will move by themselves."""
+    model, data, circles = env.model, env.data, list[tuple[float, float, float]]()
+    for geom in range(model.ngeom):
+        body = model.geom_bodyid[geom]
+        if body and model.body_parentid[body] == 0:
+            circles.append((*data.geom_xpos[geom, :2], model.geom_rbound[geom]))
+    paths = env.task.paths() if isinstance(env, ManipulationEnv) else np.empty((0, 3))
+    return np.vstack([np.array(circles), paths])
 
 
 def _direction(rng: np.random.Generator) -> np.ndarray:
