@@ -2,11 +2,14 @@
 
 import pickle
 import sys
+import tomllib
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import safetensors.torch
+import tomli_w
 import torch
 from conftest import BRIEF_STEPS
 from tiny import save_tiny
@@ -18,6 +21,7 @@ from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, sha256
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.catalogue import catalogue
 from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.tables import reference_among
 from mrvlm_sim.sim.env import ManipulationEnv
 
 
@@ -221,7 +225,7 @@ class TestDamagedWeights:
     def test_an_untrained_arm_says_how_to_train_it(self, tiny_folder: Path) -> None:
         text = (tiny_folder / CARD).read_text()
         (tiny_folder / CARD).write_text(text[: text.index("[weights]")])
-        assert "mrvlm-sim train bc --env pick_place --arm tiny" in refusal(str(tiny_folder))
+        assert "mrvlm-sim train bc --arm tiny" in refusal(str(tiny_folder))
 
     def test_missing_weights_say_how_to_train(self, tiny_folder: Path) -> None:
         (tiny_folder / WEIGHTS).unlink()
@@ -229,3 +233,51 @@ class TestDamagedWeights:
 
     def test_a_folder_without_a_card(self, tmp_path: Path) -> None:
         assert str(tmp_path / CARD) in refusal(str(tmp_path))
+
+
+class TestWhoIsRunByDefault:
+    KNOWN: ClassVar = {
+        "one": ["reach"],
+        "both": ["reach", "push"],
+        "worded": ["reach[phrase=hier]", "push"],
+        "untrained": ["stack"],
+    }
+
+    @pytest.fixture(autouse=True)
+    def _arms(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cards = {}
+        for name, environments in self.KNOWN.items():
+            card = save_tiny(tmp_path / name) / CARD
+            values = tomllib.loads(card.read_text()) | {"environments": environments}
+            if name == "untrained":
+                del values["weights"]
+            card.write_text(tomli_w.dumps(values))
+            cards[name] = card
+        monkeypatch.setattr("mrvlm_sim.agents.registry.arm_cards", lambda: cards)
+
+    @pytest.mark.parametrize(
+        ("asked", "found"),
+        [
+            (["reach"], ["one"]),  # specialists first
+            (["reach[max_steps=3]"], ["one"]),
+            (["reach", "push"], ["both", "worded"]),
+            (["push"], ["both", "worded"]),  # nobody knows only this
+            (["reach", "stack"], []),
+            (["stack"], []),
+        ],
+    )
+    def test_specialists_or_else_generalists(self, asked: list[str], found: list[str]) -> None:
+        assert shipped_arms(asked) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        (["a", "uniform-256"], "uniform-256"),
+        (["a", "generalist/uniform-256"], "generalist/uniform-256"),
+        (["not-uniform-256"], "uniform-256"),
+        ([], "uniform-256"),
+    ],
+)
+def test_the_reference_may_be_called_by_its_last_name(names: list[str], meant: str) -> None:
+    assert reference_among(names, "uniform-256") == meant
