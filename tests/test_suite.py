@@ -104,3 +104,13 @@ def test_environments_are_chosen_by_name_with_their_own_settings() -> None:
         chosen_environments(["pick_plac"])
     with pytest.raises(UserError, match="knobs begin with 'pick_place'"):
         chosen_environments(["pick_place"], ["reach.max_steps=9"])
+
+
+def test_a_setting_of_all_is_one_of_each() -> None:
+    shared = "all.unseen_phrases=true"
+    assert all("unseen_phrases=true" in name for name in chosen_environments(["all"], [shared]))
+    assert chosen_environments(["reach", "push"], ["all.max_steps=7", "reach.max_steps=4"]) == [
+        "reach[max_steps=4]", "push[max_steps=7]",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"unknown knob of reach 'max_stps'\. Did you mean 'max_steps'\?"):
+        chosen_environments(["reach"], ["all.max_stps=7"])

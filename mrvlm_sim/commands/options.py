@@ -8,7 +8,7 @@ Env = Annotated[str, typer.Option("--env", help="Environment: a folder in envs/.
 Arm = Annotated[str, typer.Option("--arm", help="Arm: a folder in policies/.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a knob of the environment: ENV.KNOB=VALUE; repeatable."),
+    typer.Option("--set", help="Change a knob: ENV.KNOB=VALUE, or all.KNOB=VALUE of every environment; repeatable."),
 ]
 Reference = Annotated[str, typer.Option(help="Policy that the others are compared with.")]
 TrustPickle = Annotated[

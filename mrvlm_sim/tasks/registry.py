@@ -47,16 +47,22 @@ def environment_card(reference: str) -> tuple[AnyEnvironmentCard, Path]:
 def chosen_environments(names: Sequence[str], settings: Sequence[str] = ()) -> list[str]:
     """References of environments by their names, with `all` for every one of this suite's own, and their settings.
 
+    A setting `all.KNOB=VALUE` is one of each of them.
+
     Raises:
         UserError: there is no such environment or knob, or a setting is of none of them.
     """
     own = [name for name, path in environment_cards().items() if not is_external(path)]
     wanted = list(dict.fromkeys(other for name in names for other in (own if name == "all" else [name])))
+    shared = [setting.strip().removeprefix("all.") for setting in settings if setting.strip().startswith("all.")]
+    settings = [setting for setting in settings if not setting.strip().startswith("all.")]
     parts = {name: [setting for setting in settings if setting.strip().startswith(f"{name}.")] for name in wanted}
     for setting in settings:
         if not any(setting in part for part in parts.values()):
             with_settings(wanted[0], [setting])  # says what is wrong with it
-    references = [with_settings(name, part) for name, part in parts.items()]
+    references = [
+        with_settings(name, [*(f"{name}.{setting}" for setting in shared), *part]) for name, part in parts.items()
+    ]
     for reference in references:
         environment_card(reference)
     return references
