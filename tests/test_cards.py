@@ -17,7 +17,7 @@ from mrvlm_sim.tasks import make_env, make_task, split_settings
 
 ENVIRONMENTS = {name: path for name, path in environment_cards().items() if not is_external(path)}
 POLICIES = paths.cards_in("policies", "policy.toml")
-POLICY = next(iter(POLICIES.values()))
+POLICY = POLICIES["pyramid-192-embedded"]
 ENVIRONMENT = ENVIRONMENTS["pick_place"]
 
 

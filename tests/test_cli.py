@@ -87,7 +87,10 @@ class TestWrongInput:
             ((*EVAL, "--policy", "expert", "--attack", "pgf"), ["attack 'pgf'", "'pgd'?", "noise, pgd"]),
             (("view", "--env", "pick_place", "--arm", "uniform-48"), ["arm 'uniform-48'", "'uniform-49'?"]),
             (("view", "--env", "pikplace", "--arm", "uniform-49"), ["environment 'pikplace'", "'pick_place'?"]),
-            (("train", "bc", "--env", "pick_place", "--arm", "piramid"), ["arm 'piramid'", "Known: pyramid-192"]),
+            (
+                ("train", "bc", "--env", "pick_place", "--arm", "piramid"),
+                ["arm 'piramid'", "Known: ", "pyramid-192-embedded"],
+            ),
         ],
     )
     def test_unknown_names(self, cli: Cli, tmp_path: Path, arguments: tuple[str, ...], said: list[str]) -> None:
@@ -218,7 +221,7 @@ class TestWhatThereIs:
         assert ended.code == 0
         lines = ended.out.splitlines()
         named = {
-            name: [line for line in lines if re.search(rf"(?<![\w-]){name}(?![\w-])", line)] for name in arm_cards()
+            name: [line for line in lines if re.search(rf"(?<![\w/-]){name}(?![\w-])", line)] for name in arm_cards()
         }
         assert {name: len(found) for name, found in named.items()} == dict.fromkeys(arm_cards(), 4)
         assert any(" 256 " in line for line in named["uniform-256"])

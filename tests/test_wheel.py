@@ -48,10 +48,9 @@ def test_the_wheel_carries_cards_and_scenes(installed: Path, tmp_path: Path) -> 
     found = json.loads(run(sys.executable, "-c", PROBE, cwd=tmp_path, PYTHONPATH=str(installed)))
     assert Path(found["package"]).is_relative_to(installed)
     assert found["version"] == "0.1.0"
-    assert found["environments"] == sorted(
-        path.parent.relative_to(ROOT / "envs").as_posix() for path in (ROOT / "envs").rglob("env.toml")
-    )
-    assert found["policies"] == sorted(path.parent.name for path in (ROOT / "policies").glob("*/policy.toml"))
+    for folder, file, names in (("envs", "env.toml", "environments"), ("policies", "policy.toml", "policies")):
+        there = (path.parent.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob(file))
+        assert found[names] == sorted(there)
     assert found["joints"] > 7
 
 
