@@ -1,5 +1,6 @@
 """Acuity: the scenes that are read, the readers, and what is made of their choices."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import PYRAMID
+from tiny import PYRAMID, tiny_card
 
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
@@ -50,7 +51,7 @@ class Oracle(MarkReader):
         self.register_buffer("proprio_mean", torch.zeros(1))
         self.marks, self.asked, self.blind = scenes.marks, 0, blind
 
-    def read(self, tokens: dict, boxes: dict, proprio: torch.Tensor) -> torch.Tensor:
+    def read(self, tokens: dict, boxes: dict, proprio: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         marks = self.marks[self.asked : self.asked + len(proprio)]
         self.asked += len(proprio)
         if self.blind:
@@ -63,7 +64,8 @@ def many(scenes: Scenes, times: int) -> Scenes:
     rng = np.random.default_rng(0)
     views = {c: replace_levels(v, times) for c, v in scenes.views.items()}
     marks, proprio, cells = (np.tile(a, (times, 1)) for a in (scenes.marks, scenes.proprio, scenes.cells))
-    return Scenes(views, proprio, marks, rng.integers(0, 4, len(marks)), cells)
+    places = np.tile(scenes.places, (times, 1, 1))
+    return Scenes(views, proprio, marks, places, rng.integers(0, 4, len(marks)), cells)
 
 
 def replace_levels(views, times: int):  # type: ignore[no-untyped-def]
@@ -86,6 +88,18 @@ class TestScenes:
         assert (scenes.cells == np.array(CELLS)).all()
         assert [len(level) for level in scenes.views["wrist"].levels] == [4, 4, 4]
 
+    def test_places_are_those_of_the_plates(self, scenes: Scenes) -> None:
+        """By the angle to the axis that the cell asks for, and by the picture: plates are the brightest there is."""
+        with closing(make_own_env("read_mark")) as env:
+            reach = np.tan(np.radians(env.model.camera("wrist").fovy[0]) / 2)
+        aside = np.degrees(np.arctan(reach * np.linalg.norm(scenes.places, axis=-1)))
+        assert np.allclose(aside, scenes.cells[:, 1:], atol=0.01)
+        views = scenes.views["wrist"].levels[0]
+        for view, places in zip(views, scenes.places, strict=True):
+            columns, rows = np.rint((places + 1) / 2 * view.shape[0] - 0.5).astype(int).T
+            around = [view[y - 1 : y + 2, x - 1 : x + 2].max() for x, y in zip(columns, rows, strict=True)]
+            assert min(around) > np.median(view) + 40
+
     def test_the_task_tells_what_it_shows(self) -> None:
         env = make_own_env("read_mark")
         for seed in range(3):
@@ -98,8 +112,8 @@ class TestScenes:
         cells = np.array(random_cells(300, seed=0))
         for size, place in cells[:50]:
             Parameters(mark_size=size, eccentricity=place, tolerance=0.02, marks=MARKS, start_noise=0.0)
-        assert cells[:, 0].min() < 1.2
-        assert cells[:, 0].max() > 8
+        assert 1 <= cells[:, 0].min() < 1.5
+        assert 8 < cells[:, 0].max() <= 10
         assert np.ptp(cells[:, 1]) > 30
         assert random_cells(300, seed=0) == [tuple(cell) for cell in cells.tolist()]
 
@@ -116,6 +130,20 @@ class TestScenes:
         assert len(cells) == 2 * len(set(cells))
         assert {place for _, place in cells} == set(ECCENTRICITIES)
         assert all(size <= largest_mark(place) for size, place in cells)
+
+
+@pytest.mark.parametrize("fusion", ["sequence", "embedded", "cross"])
+def test_a_reader_reads_where_it_is_told_to(fusion: str, scenes: Scenes) -> None:
+    torch.manual_seed(0)
+    reader = MarkReader(EYES, tiny_card(fusion=fusion).network, len(MARKS)).eval()
+    *seen, places = scenes.look(np.arange(4), np.random.default_rng(0), torch.device("cpu"))
+    with torch.no_grad():
+        scores, turned = reader.read(*seen, places), reader.read(*seen, places.flip(1))
+        changed = reader.read(*seen, places + torch.tensor([[[0.5, 0.0]], *3 * [[[0.0, 0.0]]]]))
+    assert scores.shape == (4, 4, len(MARKS))
+    torch.testing.assert_close(turned, scores.flip(1))
+    torch.testing.assert_close(changed[1:], scores[1:])
+    assert (changed[0] != scores[0]).any()
 
 
 @pytest.fixture(scope="module")

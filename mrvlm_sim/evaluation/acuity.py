@@ -1,7 +1,8 @@
 """The acuity surface: which marks an arm can read, by their size and their eccentricity.
 
 A reader (the arm's own encoder, trained on, with a small head) chooses among four plates the one that bears the named
-mark, from the first look alone. That is a forced choice among four: 25 % are right by guessing.
+mark, from the first look alone, and is told where the plates are. That is a forced choice among four: 25 % are right by
+guessing.
 """
 
 from collections.abc import Mapping
@@ -22,11 +23,10 @@ from mrvlm_sim.models.reader import MarkReader
 from mrvlm_sim.paths import make_parent, write_atomically
 from mrvlm_sim.seeding import generator
 from mrvlm_sim.tasks import make_own_env
-from mrvlm_sim.tasks.read_mark import PLATES, largest_mark
+from mrvlm_sim.tasks.read_mark import CAMERA, PLATES, largest_mark
 from mrvlm_sim.training.reading import ENVIRONMENT, Cell, Scenes, read, render_scenes
 from mrvlm_sim.vision import Pyramid
 
-CAMERA = "wrist"
 SIZES = (1.0, 1.5, 2.2, 3.2, 4.6, 6.8, 10.0)  # degrees, half an octave apart
 ECCENTRICITIES = (12.0, 16.0, 20.0, 25.0, 30.0, 36.0, 42.0)  # degrees
 CHANCE = 1 / len(PLATES)

@@ -1,7 +1,8 @@
 """How the levels of the pyramid meet: as one sequence, with embedded boxes, or by cross-attention.
 
 A fusion takes the embedded patches x (B, N, D) of all cameras, their boxes (B, N, 4) = u, v, h, level and the
-context tokens (B, C, D); it returns the sequence that the trunk works on, context first.
+context tokens (B, C, D); it returns the sequence that the trunk works on, context first, then the patches whose
+indices are its `stream`.
 """
 
 import math
@@ -24,22 +25,33 @@ def box_features(boxes: Tensor) -> Tensor:
     return torch.cat([centres, size / 4, angles.sin(), angles.cos()], dim=-1)
 
 
-class Sequence(nn.Module):
-    """One learned embedding per index of the sequence, nothing else: the plain ViT."""
+class Fusion(nn.Module):
+    """What all fusions have."""
+
+    stream: list[int]  # indices of the patches that come out
 
     def __init__(self, token_levels: list[int], config: NetworkConfig) -> None:
         super().__init__()
+
+
+class Sequence(Fusion):
+    """One learned embedding per index of the sequence, nothing else: the plain ViT."""
+
+    def __init__(self, token_levels: list[int], config: NetworkConfig) -> None:
+        super().__init__(token_levels, config)
+        self.stream = list(range(len(token_levels)))
         self.index = nn.Parameter(0.02 * torch.randn(len(token_levels), config.width))
 
     def forward(self, x: Tensor, boxes: Tensor, context: Tensor) -> Tensor:
         return torch.cat([context, x + self.index], dim=1)
 
 
-class Embedded(nn.Module):
+class Embedded(Fusion):
     """Three embeddings: index in the sequence, level of the pyramid, exact box in the frame."""
 
     def __init__(self, token_levels: list[int], config: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(token_levels, config)
+        self.stream = list(range(len(token_levels)))
         self.index = nn.Parameter(0.02 * torch.randn(len(token_levels), config.width))
         self.level = nn.Embedding(max(token_levels) + 1, config.width)
         self.box = nn.Linear(BOX_FEATURES, config.width)
@@ -50,7 +62,7 @@ class Embedded(nn.Module):
         return torch.cat([context, x], dim=1)
 
 
-class Cross(nn.Module):
+class Cross(Fusion):
     """The full view is the main stream; cutouts enter by cross-attention at the input only.
 
     Cutout tokens carry their box and their index; one block mixes them, then `fusion_depth` cross-attention
@@ -58,10 +70,10 @@ class Cross(nn.Module):
     """
 
     def __init__(self, token_levels: list[int], config: NetworkConfig) -> None:
-        super().__init__()
-        self.main = [i for i, level in enumerate(token_levels) if level == 0]
+        super().__init__(token_levels, config)
+        self.stream = [i for i, level in enumerate(token_levels) if level == 0]
         self.cutouts = [i for i, level in enumerate(token_levels) if level > 0]
-        self.main_embedding = Embedded([0] * len(self.main), config)
+        self.main_embedding = Embedded([0] * len(self.stream), config)
         self.cutout_embedding = Embedded([token_levels[i] for i in self.cutouts], config)
         size = config.width, config.heads, config.mlp_ratio
         self.cutout_block = Block(*size)
@@ -71,10 +83,10 @@ class Cross(nn.Module):
         nothing = context[:, :0]
         cutouts = self.cutout_embedding(x[:, self.cutouts], boxes[:, self.cutouts], nothing)
         cutouts = self.cutout_block(cutouts)
-        stream = self.main_embedding(x[:, self.main], boxes[:, self.main], context)
+        stream = self.main_embedding(x[:, self.stream], boxes[:, self.stream], context)
         for block in self.blocks:
             stream = block(stream, cutouts)
         return stream
 
 
-FUSIONS: dict[str, type[nn.Module]] = {"sequence": Sequence, "embedded": Embedded, "cross": Cross}
+FUSIONS: dict[str, type[Fusion]] = {"sequence": Sequence, "embedded": Embedded, "cross": Cross}

@@ -21,6 +21,7 @@ from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.tasks import tabletop
 from mrvlm_sim.tasks.optotypes import CANVAS_SHARE, DIGITS, MARKS, SHAPES
 
+CAMERA = "wrist"
 PLATES = ("plate0", "plate1", "plate2", "plate3")  # from left to right
 FAN = np.array([-168.0, -116.0, -64.0, -12.0])  # degrees in the picture, anticlockwise from the right
 FAN_STEP = 52.0  # degrees between neighbours
@@ -110,7 +111,7 @@ class ReadMark(tabletop.TableTask):
         noise = rng.uniform(-parameters.start_noise, parameters.start_noise, 3)
         scene.reset(self.start + noise, opening=0.0)
         scene.forward()
-        self._eye = scene.data.camera("wrist").xpos.copy()
+        self._eye = scene.data.camera(CAMERA).xpos.copy()
         self._size(scene)
         self._face_camera(scene, np.radians(FAN + rng.uniform(-FAN_TURN, FAN_TURN)))
         marks = rng.permutation(list(parameters.marks))[: len(PLATES)].tolist()
@@ -178,7 +179,7 @@ class ReadMark(tabletop.TableTask):
         """Put the plates in these directions of the picture, each turned the shortest way from the camera's axes."""
         data, aside = scene.data, np.radians(self.parameters.eccentricity)
         camera, turned, line = np.empty(4), np.empty(4), np.empty(3)
-        mujoco.mju_mat2Quat(camera, data.camera("wrist").xmat)
+        mujoco.mju_mat2Quat(camera, data.camera(CAMERA).xmat)
         self._backs = np.empty((len(PLATES), 4))
         for i, angle in enumerate(angles):
             turn = np.array([np.cos(aside / 2), *np.sin(aside / 2) * np.array([np.sin(angle), -np.cos(angle), 0])])

@@ -1,7 +1,9 @@
 """Teaching the encoder of an arm to read: which mark is on which plate, at any size and eccentricity.
 
 Every arm gets the same scenes, the same number of updates and the same recipe. The encoder starts as that of the
-policy and is trained on together with the head.
+policy and is trained on together with the head, which is told where the plates are. (With heads that had to find the
+plates themselves, readers learned scenes by heart: after 600 updates 31 % of the marks were right there and 13 % on
+other scenes, where guessing gives 12.5 %; told the places, 67 % and 50 %.)
 """
 
 from collections.abc import Sequence
@@ -20,8 +22,10 @@ from torch import Tensor
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.models.reader import MarkReader
 from mrvlm_sim.seeding import generator, integer_seed
+from mrvlm_sim.sim.sight import in_image
 from mrvlm_sim.tasks import make_own_env, own_card, read_mark
 from mrvlm_sim.tasks.optotypes import MARKS
+from mrvlm_sim.tasks.read_mark import CAMERA, PLATES
 from mrvlm_sim.training.trainer import Log, Trainer
 from mrvlm_sim.training.views import MarginViews, margin_boxes
 from mrvlm_sim.vision import Pyramid
@@ -41,49 +45,57 @@ class Scenes:
     views: dict[str, MarginViews]
     proprio: np.ndarray  # float32 (N, P)
     marks: np.ndarray  # int64 (N, plates): which mark each plate bears, from left to right
+    places: np.ndarray  # float32 (N, plates, 2): u, v of every plate's centre in the frame
     named: np.ndarray  # int64 (N,): the plate that the instruction asks for
     cells: np.ndarray  # float64 (N, 2): size and eccentricity
 
-    def look(self, scenes: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[dict, dict, Tensor]:
-        """Freshly jittered tokens and boxes by camera, and proprioception, of some of the scenes."""
+    def look(
+        self, scenes: np.ndarray, rng: np.random.Generator, device: torch.device
+    ) -> tuple[dict, dict, Tensor, Tensor]:
+        """Freshly jittered tokens and boxes by camera, proprioception and places, of some of the scenes."""
         seen = {camera: views.tokens(scenes, rng) for camera, views in self.views.items()}
         tokens = {camera: torch.from_numpy(values).to(device).float() / 255 for camera, (values, _) in seen.items()}
         boxes = {camera: torch.from_numpy(values).to(device) for camera, (_, values) in seen.items()}
-        return tokens, boxes, torch.from_numpy(self.proprio[scenes]).to(device)
+        proprio, places = (torch.from_numpy(values[scenes]).to(device) for values in (self.proprio, self.places))
+        return tokens, boxes, proprio, places
 
 
 def random_cells(count: int, seed: int) -> list[Cell]:
-    """Sizes uniform in their logarithm and eccentricities uniform, wherever four plates fit."""
-    rng, cells = generator(seed, ENVIRONMENT, 0, "reading cells"), list[Cell]()
-    while len(cells) < count:
-        size = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
-        cell = round(size, 3), round(float(rng.uniform(NEAREST, FARTHEST)), 2)
-        if cell[0] <= read_mark.largest_mark(cell[1]):
-            cells.append(cell)
-    return cells
+    """Eccentricities uniform; octaves of size up to the largest that fits, the more often the larger they are."""
+    rng = generator(seed, ENVIRONMENT, 0, "reading cells")
+    places = np.round(rng.uniform(NEAREST, FARTHEST, count), 2).tolist()
+    largest = np.array([min(LARGEST, read_mark.largest_mark(place)) for place in places])
+    sizes = SMALLEST * (largest / SMALLEST) ** np.sqrt(rng.random(count))
+    return [*zip((np.floor(sizes * 1000) / 1000).tolist(), places, strict=True)]
 
 
 def render_scenes(cameras: dict[str, Pyramid], cells: Sequence[Cell], seed: int, workers: int) -> Scenes:
     """One scene for every cell; scene i depends on the seed, on i and on its cell alone."""
     parts = np.array_split(np.arange(len(cells)), max(1, len(cells) // PART))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(_render, cameras, [(i, cells[i]) for i in part.tolist()], seed) for part in parts]
-        done = [job.result() for job in jobs]
     levels = {
-        camera: [np.concatenate([part[0][camera][level] for part in done]) for level in range(pyramid.levels)]
+        camera: [np.empty((len(cells), size, size, 3), np.uint8) for size in margin_boxes(pyramid)[1]]
         for camera, pyramid in cameras.items()
     }
-    views = {camera: MarginViews(pyramid, levels[camera]) for camera, pyramid in cameras.items()}
-    proprio, marks, named = (np.concatenate([part[i] for part in done]) for i in (1, 2, 3))
-    return Scenes(views, proprio, marks, named, np.array(cells))
+    others: list[tuple[np.ndarray, ...]] = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_render, cameras, [(i, cells[i]) for i in part.tolist()], seed) for part in parts]
+        for part in parts:
+            seen, *known = jobs.pop(0).result()  # and forgotten, as they are large
+            others.append(tuple(known))
+            for camera, views in seen.items():
+                for level, rendered in zip(levels[camera], views, strict=True):
+                    level[part] = rendered
+    eyes = {camera: MarginViews(pyramid, levels[camera]) for camera, pyramid in cameras.items()}
+    proprio, marks, places, named = map(np.concatenate, zip(*others, strict=True))
+    return Scenes(eyes, proprio, marks, places, named, np.array(cells))
 
 
 def _render(
     cameras: dict[str, Pyramid], scenes: Sequence[tuple[int, Cell]], seed: int
-) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     boxes = {camera: margin_boxes(pyramid) for camera, pyramid in cameras.items()}
     views: dict[str, list[list[np.ndarray]]] = {camera: [] for camera in cameras}
-    proprio, marks, named = [], [], []
+    proprio, marks, places, named = [], [], [], []
     card, _ = own_card(ENVIRONMENT)
     with closing(make_own_env(ENVIRONMENT)) as env:
         for index, (size, eccentricity) in scenes:
@@ -94,9 +106,10 @@ def _render(
                 views[camera].append(env.renderer.views(camera, *chosen))
             proprio.append(observation["proprio"])
             marks.append([MARKS.index(mark) for mark in task.shown])
+            places.append(in_image(env.scene, CAMERA, np.array([env.scene.position(plate) for plate in PLATES])))
             named.append(task.shown.index(task.words["thing"]))
     stacked = {camera: [np.stack(level) for level in zip(*seen, strict=True)] for camera, seen in views.items()}
-    return stacked, np.array(proprio), np.array(marks), np.array(named)
+    return stacked, np.array(proprio), np.array(marks), np.array(places, dtype=np.float32), np.array(named)
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,7 @@ class Lesson:
 
     scenes: int
     updates: int
-    batch: int = 64
+    batch: int = 32
     seed: int = 0
     matrix_rate: float = 2e-3
     learning_rate: float = 6e-4
@@ -119,10 +132,11 @@ class Reading(Trainer):
         self.card, self.lesson, self.workers = policy.card, lesson, workers
         same = "updates", "batch", "seed", "matrix_rate", "learning_rate", "weight_decay"
         torch.manual_seed(lesson.seed)
-        self.reader = MarkReader(policy.card.cameras, policy.card.network, len(read_mark.PLATES), len(MARKS))
+        self.reader = MarkReader(policy.card.cameras, policy.card.network, len(MARKS))
         self.reader.load_state_dict(self.reader.state_dict() | policy.network.state_dict())
         recipe = policy.card.training.model_copy(update={name: getattr(lesson, name) for name in same})
-        super().__init__(self.reader.to(policy.device), recipe, folder, f"{policy.card.model_dump_json()}\n{lesson}")
+        identity = f"{policy.card.model_dump_json()}\n{lesson}"
+        super().__init__(self.reader.to(policy.device), recipe, folder, identity, muon_patches=True)
 
     def run(self, log: Log, log_every: int = 100, save_every: int = 500) -> None:
         """See `Trainer.run`; what is needed is rendered before the first update."""
