@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.store import Key, RunStore
-from mrvlm_sim.evaluation.suite import DIFFERENCE, OVER_TASKS, suite_table, write_suite
+from mrvlm_sim.evaluation.suite import DIFFERENCE, OVER_TASKS, suite_tables, write_suite
 from mrvlm_sim.metrics.statistics import interquartile_mean, over_tasks
 from mrvlm_sim.tasks import chosen_environments
 
@@ -73,7 +73,8 @@ def test_the_table(tmp_path: Path) -> None:
         "reach": run_of(tmp_path / "reach", {"a": [True] * 4, "b": [True, False] * 2}),
         "push": run_of(tmp_path / "push", {"a": [True, False] * 2, "b": [False] * 4, "c": [True]}),
     }
-    table = suite_table(folders, "b").set_index("environment")
+    tables = suite_tables(folders, "b")
+    table = tables[0].set_index("environment")
     assert list(table.columns) == ["a", "b", "c"]
     assert table.loc["reach", "a"] == "100.0 [51.0, 100.0]"
     assert (table.loc["reach", "c"], table.loc["push", "c"]) == ("-", "100.0 [20.7, 100.0]")
@@ -81,13 +82,30 @@ def test_the_table(tmp_path: Path) -> None:
     assert table.loc[OVER_TASKS, "c"] == "-"  # it did not run everywhere
     assert table.loc[DIFFERENCE + "b", "a"].startswith("+50.0 [")
     assert table.loc[DIFFERENCE + "b", "b"] == "-"
-    write_suite(tmp_path, table.reset_index())
+    write_suite(tmp_path, tables)
     assert pd.read_csv(tmp_path / "suite.csv")["a"].tolist() == table["a"].tolist()
     assert "| reach" in (tmp_path / "suite.md").read_text()
+    assert "| pgd" in (tmp_path / "conditions.md").read_text()
+
+
+def test_what_a_condition_costs_over_all_tasks(tmp_path: Path) -> None:
+    folders = {
+        "reach": run_of(tmp_path / "reach", {"a": [True] * 4, "b": [True, False] * 2}),
+        "push": run_of(tmp_path / "push", {"a": [True, False] * 2, "b": [False] * 4, "c": [True]}),
+    }
+    table = suite_tables(folders, "b")[1].set_index(["condition", "policy"])
+    assert [*table.index] == [(condition, policy) for condition in ("clean", "pgd") for policy in "abc"]
+    assert table.loc[("clean", "a"), OVER_TASKS].startswith("75.0 [")
+    assert table.loc[("clean", "a"), "change"] == "-"
+    assert table.loc[("pgd", "a"), OVER_TASKS] == "0.0 [0.0, 0.0]"
+    assert table.loc[("pgd", "a"), "change"].startswith("-75.0 [")
+    assert table.loc[("clean", "a"), DIFFERENCE + "b"].startswith("+50.0 [")
+    assert table.loc[("pgd", "a"), DIFFERENCE + "b"] == "+0.0 [+0.0, +0.0]"
+    assert set(table.loc[("pgd", "c")]) == {"-"}, "it did not run everywhere"
 
 
 def test_without_the_reference_there_is_no_difference(tmp_path: Path) -> None:
-    table = suite_table({"reach": run_of(tmp_path / "r", {"a": [True]})}, "uniform-256")
+    table, _ = suite_tables({"reach": run_of(tmp_path / "r", {"a": [True]})}, "uniform-256")
     assert table["environment"].tolist() == ["reach", OVER_TASKS]
 
 

@@ -33,7 +33,10 @@ def evaluate(
     eps: Annotated[str, typer.Option(help="Size of the attack: a fraction of the pixel range.")] = "4/255",
     steps: Annotated[int, typer.Option(help="Gradient steps of the attack.")] = 10,
     shift: Annotated[
-        list[str] | None, typer.Option(help="lighting, colours, camera, noise, blur or delay; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="lighting, colours, texture, camera, noise, blur, distractors, delay or phrases; repeatable."
+        ),
     ] = None,
     severity: Annotated[
         list[float] | None, typer.Option(help="Of every shift, from 0 to 1; repeatable. Default: 0.5.")
@@ -61,7 +64,7 @@ def evaluate(
     from mrvlm_sim.evaluation.episode import conditions_of
     from mrvlm_sim.evaluation.evaluate import Evaluation
     from mrvlm_sim.evaluation.runs import Plan
-    from mrvlm_sim.evaluation.suite import suite_table, write_suite
+    from mrvlm_sim.evaluation.suite import suite_tables, write_suite
     from mrvlm_sim.evaluation.tables import reference_among
     from mrvlm_sim.tasks import chosen_environments, split_settings
 
@@ -83,10 +86,11 @@ def evaluate(
         if _run(run, plan.reference, f"{name}, suite seed {seed}"):
             raise typer.Exit(130)
     if len(folders) > 1:
-        table = suite_table(folders, next(iter(plans.values())).reference)
-        print_table(table, f"success %, suite seed {seed}")
+        tables = suite_tables(folders, next(iter(plans.values())).reference)
+        for table in tables:
+            print_table(table, f"success %, suite seed {seed}")
         if output is not None:
-            write_suite(output, table)
+            write_suite(output, tables)
     if failed:
         raise typer.Exit(1)
 
