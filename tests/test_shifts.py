@@ -133,6 +133,23 @@ def test_more_things_hide_nothing_that_is_there_or_will_be(name: str) -> None:
                 assert all(np.abs(np.subtract(thing.colour, known)).max() > 0.2 for known in COLOURS.values())
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_textures_move_with_what_they_are_on(name: str) -> None:
+    """Wherever things are put, their patterns are drawn on them; marks, which must be read, get none."""
+    with closing(make_own_env(name)) as env, under(env, SHIFTS["texture"](1.0, np.random.default_rng(0))) as begun:
+        begun.reset(seed=0)
+        patterns = [thing for thing in env.renderer.decor if thing.on is not None]
+        env.scene.data.geom_xpos[:] += np.array([0.0, 0.1, 0.0])
+        env.renderer.frame("scene", 32)
+        drawn = env.renderer._scene.geoms[env.renderer._scene.ngeom - len(patterns) : env.renderer._scene.ngeom]
+        for thing, geom in zip(patterns, drawn, strict=True):
+            assert env.model.geom_matid[thing.on] < 0
+            assert (
+                np.linalg.norm(geom.pos - env.scene.data.geom_xpos[thing.on]) < env.model.geom_rbound[thing.on] + 1e-6
+            )
+        assert bool(patterns) == (name != "read_mark")
+
+
 def test_another_packages_environment_has_no_table_to_cover() -> None:
     conditions = tuple(conditions_of([], 0.0, 1, [("texture", 1.0)]))
     with pytest.raises(UserError, match="is made by metaworld; this takes an environment of this suite's own"):

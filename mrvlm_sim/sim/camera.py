@@ -17,12 +17,16 @@ from mujoco.gl_context import GLContext
 
 @dataclass(frozen=True)
 class Decor:
-    """A thing that is drawn and not simulated; `size` as MuJoCo has it for the shape, metres, `colour` in [0, 1]."""
+    """A thing that is drawn and not simulated; `size` as MuJoCo has it for the shape, metres, `colour` in [0, 1].
+
+    It has its `place` in the world, or in the frame of the geom that it is `on` and moves with.
+    """
 
     shape: mujoco.mjtGeom
     size: tuple[float, float, float]
     place: tuple[float, float, float]
     colour: tuple[float, float, float]
+    on: int | None = None
 
 
 class Renderer:
@@ -92,13 +96,18 @@ class Renderer:
 
     def _aim(self, camera: str) -> None:
         self._camera.fixedcamid = self.model.camera(self.cameras[camera]).id
+        data = self._state()
         mujoco.mjv_updateScene(
-            self.model, self._state(), self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         for thing in self.decor:
             geom = self._scene.geoms[self._scene.ngeom]
-            placed = np.array(thing.size), np.array(thing.place), np.eye(3).ravel()
-            mujoco.mjv_initGeom(geom, thing.shape, *placed, np.array([*thing.colour, 1], dtype=np.float32))
+            place, axes = np.array(thing.place), np.eye(3).ravel()
+            if thing.on is not None:
+                axes = data.geom_xmat[thing.on]
+                place = data.geom_xpos[thing.on] + axes.reshape(3, 3) @ place
+            colour = np.array([*thing.colour, 1], dtype=np.float32)
+            mujoco.mjv_initGeom(geom, thing.shape, np.array(thing.size), place, axes, colour)
             self._scene.ngeom += 1
 
     def _upright(self, image: np.ndarray, camera: str) -> np.ndarray:

@@ -13,8 +13,11 @@ from scipy.ndimage import gaussian_filter
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.sim.camera import Decor
 from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.sight import ROBOT_GROUP
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, encode_instruction
 from mrvlm_sim.wrappers.tokens import Frames
+
+Triple = tuple[float, float, float]
 
 TILE, THIN = 0.1, 0.0001  # metres: width, half height
 AROUND_TASKS = (0.30, -0.40), (0.70, 0.40)  # metres, where more things may stand
@@ -129,13 +132,15 @@ class Delay(Shift):
 
 
 class Texture(Shift):
-    """The table in tiles of 10 cm, in random colours that differ from its own by up to 25 % of the range."""
+    """The table in tiles of 10 cm, in random colours that differ from its own by up to 25 % of the range; every plain
+    thing on it in two shades of its own colour, one up to half as bright: boxes checkered, balls and discs banded."""
 
     own_only = True
 
     def decor(self, env: SuiteEnv) -> list[Decor]:
-        if self.severity == 0:
-            return []
+        return [] if self.severity == 0 else [*self._tiles(env), *self._shades(env.model)]
+
+    def _tiles(self, env: SuiteEnv) -> list[Decor]:
         table = env.model.geom("table")
         size, top = (TILE / 2, TILE / 2, THIN), table.pos[2] + table.size[2] + THIN
         x, y = (
@@ -145,6 +150,15 @@ class Texture(Shift):
         return [
             Decor(mujoco.mjtGeom.mjGEOM_BOX, size, (*place, top), self._near(table.rgba)) for place in product(x, y)
         ]
+
+    def _shades(self, model: mujoco.MjModel) -> list[Decor]:
+        on_table = (model.geom_bodyid > 0) & (model.geom_group != ROBOT_GROUP) & (model.geom_matid < 0)
+        things = list[Decor]()
+        for geom in np.flatnonzero(on_table & (model.geom_rgba[:, 3] == 1)).tolist():
+            red, green, blue = (model.geom_rgba[geom, :3] * (1 - 0.5 * self.severity)).tolist()
+            parts = shaded_parts(int(model.geom_type[geom]), model.geom_size[geom])
+            things += [Decor(shape, size, place, (red, green, blue), geom) for shape, size, place in parts]
+        return things
 
     def _near(self, colour: np.ndarray) -> tuple[float, float, float]:
         red, green, blue = np.clip(colour[:3] + 0.25 * self.severity * self.rng.uniform(-1, 1, 3), 0, 1).tolist()
@@ -249,6 +263,20 @@ class Shifted(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray
         for array, before in self._before:
             array[:] = before
         self.suite_env.renderer.decor = []
+
+
+def shaded_parts(shape: int, size: np.ndarray) -> list[tuple[mujoco.mjtGeom, Triple, Triple]]:
+    """Shape, size and place of what, drawn over a geom, puts a pattern on it; nothing for shapes that need none."""
+    (x, y, z), kinds = size.tolist(), mujoco.mjtGeom
+    if shape == int(kinds.mjGEOM_BOX):  # every other eighth: a checkerboard on all faces
+        octants = [(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]
+        eighth = x / 2 + THIN, y / 2 + THIN, z / 2 + THIN
+        return [(kinds.mjGEOM_BOX, eighth, (a * x / 2, b * y / 2, c * z / 2)) for a, b, c in octants]
+    if shape == int(kinds.mjGEOM_SPHERE):
+        return [(kinds.mjGEOM_CYLINDER, (x + THIN, 0.3 * x, 0), (0, 0, 0))]
+    if shape == int(kinds.mjGEOM_CYLINDER):
+        return [(kinds.mjGEOM_CYLINDER, (0.6 * x, y + THIN, 0), (0, 0, 0))]
+    return []
 
 
 def occupied(env: SuiteEnv) -> np.ndarray:
