@@ -25,6 +25,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 app.command("eval")(evaluating.evaluate)
 app.add_typer(train_app, name="train")
 train_app.command("bc")(training.train_bc)
+train_app.command("rl")(training.train_rl)
 for command in COMMANDS:
     app.command()(command)
 app.command("list")(looking.list_all)

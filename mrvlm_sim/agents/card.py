@@ -13,7 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 
 
-class TrainingRecipe(Card):
+class CloningRecipe(Card):
     """Behaviour cloning: the budget and the optimiser's settings."""
 
     method: Literal["bc"]
@@ -27,6 +27,47 @@ class TrainingRecipe(Card):
     weight_decay: Annotated[float, Field(ge=0)]
     landmark_weight: Annotated[float, Field(ge=0)]
     seed: Seed
+
+
+class ReinforcementRecipe(Card):
+    """Reinforcement learning by stable-baselines3; what is not its default says where it comes from.
+
+    "Measured": on `reach` from true landmarks, where SB3's defaults of these four (3e-4, 0.99, 0.95, 0) with 2048 steps
+    between updates reach what stands in the README's section on reinforcement learning.
+    """
+
+    method: Literal["ppo"]
+    steps: PositiveInt = 49_152  # of all environments together
+    environments: PositiveInt = 8  # side by side
+    rollout: PositiveInt = 128  # steps of each between updates
+    segment: PositiveInt = 8  # rollouts between checkpoints; every one begins with new episodes
+    epochs: PositiveInt = 10
+    batch: PositiveInt = 256  # as Andrychowicz et al., "What matters in on-policy RL?", 2021, found no loss up to
+    policy_rate: Positive = 1e-3  # Adam's learning rate; measured
+    discount: Annotated[float, Field(gt=0, le=1)] = 0.9  # measured
+    gae_lambda: Annotated[float, Field(gt=0, le=1)] = 0.9  # measured
+    clip_range: Positive = 0.2
+    entropy: Annotated[float, Field(ge=0)] = 0.0
+    log_std: float = -1.0  # of the exploration's noise at the start, per unit of action; measured
+    scenes: PositiveInt = 4000  # looked at once before anything is learned
+    first_updates: Annotated[int, Field(ge=0)] = 1200  # of the encoder on them, before the first rollout
+    encoder_updates: PositiveInt = 16  # after each rollout, half on its frames and half on those scenes
+    encoder_batch: PositiveInt = 32
+    matrix_rate: Positive = 2e-3  # of the encoder, as in cloning
+    learning_rate: Positive = 6e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    init: str | None = None  # the policy it began as
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _whole_rollouts(self) -> Self:
+        frames = self.environments * self.rollout
+        if self.steps % (frames * self.segment):
+            rule = f"environments x rollout x segment = {frames * self.segment}"
+            raise ValueError(f"steps must be a multiple of {rule}, not {self.steps}")
+        if frames % self.batch:
+            raise ValueError(f"batch must divide environments x rollout = {frames}, not {self.batch}")
+        return self
 
 
 class Weights(Card):
@@ -46,7 +87,7 @@ class PolicyCard(Card):
     execute: PositiveInt  # actions of each chunk that are carried out before the policy looks again
     cameras: Annotated[dict[str, Pyramid], Field(min_length=1)]
     network: NetworkConfig
-    training: TrainingRecipe
+    training: Annotated[CloningRecipe | ReinforcementRecipe, Field(discriminator="method")]
     weights: Weights | None = None
 
     @model_validator(mode="after")

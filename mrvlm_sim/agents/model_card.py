@@ -1,23 +1,33 @@
 """The model card that lies beside a policy's weights, written from the policy card."""
 
-from mrvlm_sim.agents.card import PolicyCard
+from mrvlm_sim.agents.card import CloningRecipe, PolicyCard, ReinforcementRecipe
 
 TEXT = """# {summary}
 
-A policy for mrvlm_sim's {tasks}, trained by behaviour cloning of the suite's scripted experts.
+A policy for mrvlm_sim's {tasks}, trained by {method}.
 
 - **Sees**: {eyes}.
 - **Network**: ViT of width {network.width} and depth {network.depth}, `{network.fusion}` fusion, chunks of \
 {network.chunk} actions, of which {execute} are carried out before it looks again.
-- **Trained on** {training.demonstrations} demonstrations of each task (seed {training.demonstration_seed}), one frame \
-in {training.stride}: {training.updates} updates of {training.batch} frames, training seed {training.seed}, \
-{weights.minutes:g} minutes on {weights.device}.
+- **Trained** {budget}, training seed {training.seed}, {weights.minutes:g} minutes on {weights.device}.
 - **Meant for** comparing ways of seeing within this suite. It was trained in simulation only and must not drive \
 a real robot.
 - **Known weaknesses**: undefended against adversarial frames; knows only the words of its tasks' instructions.
 
 Everything needed to train it again is in `policy.toml`; how it did, with intervals, is in `results/`.
 """
+
+METHODS = {
+    CloningRecipe: (
+        "behaviour cloning of the suite's scripted experts",
+        "on {training.demonstrations} demonstrations of each task (seed {training.demonstration_seed}), one frame in "
+        "{training.stride}: {training.updates} updates of {training.batch} frames",
+    ),
+    ReinforcementRecipe: (
+        "reinforcement learning (PPO) by dense reward, its encoder by where things are in the simulation",
+        "for {training.steps} steps, after a look at {training.scenes} scenes",
+    ),
+}
 
 
 def model_card(card: PolicyCard) -> str:
@@ -28,4 +38,6 @@ def model_card(card: PolicyCard) -> str:
         for camera, pyramid in card.cameras.items()
     ]
     tasks = ", ".join(f"`{name}`" for name in card.environments)
-    return TEXT.format(**dict(card), tasks=f"task{'s' * (len(card.environments) > 1)} {tasks}", eyes="; ".join(cameras))
+    method, budget = METHODS[type(card.training)]
+    named = {"tasks": f"task{'s' * (len(card.environments) > 1)} {tasks}", "eyes": "; ".join(cameras)}
+    return TEXT.format(**dict(card), **named, method=method, budget=budget.format(training=card.training))

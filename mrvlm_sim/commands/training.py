@@ -68,6 +68,7 @@ def train_bc(
     from mrvlm_sim.agents.registry import arm_card
     from mrvlm_sim.evaluation.periodic import quick_success
     from mrvlm_sim.tasks import chosen_environments, own_card, split_settings
+    from mrvlm_sim.training.bc import cloning_recipe
     from mrvlm_sim.training.session import Folders, default_output, make_trainer, train
 
     if eval_every % 100:
@@ -75,6 +76,7 @@ def train_bc(
     card, _ = arm_card(arm)
     if env:
         card = card.model_copy(update={"environments": chosen_environments(env)})
+    updates = cloning_recipe(card).updates
     for name in card.environments:
         own_card(name)
     folders = Folders(output or default_output(card, arm))
@@ -84,7 +86,7 @@ def train_bc(
     if trainer.update:
         console.print(f"resuming after update {trainer.update}")
     look = (lambda policy: quick_success(policy, card.environments, eval_episodes)) if eval_every else None
-    with bar("updates", card.training.updates) as advance:
+    with bar("updates", updates) as advance:
         try:
             folder = train(trainer, log_updates(advance), look, eval_every, threads)
         except KeyboardInterrupt:
@@ -94,12 +96,57 @@ def train_bc(
     console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval {chosen} --policy {folder}")
 
 
+def train_rl(
+    arm: Arm,
+    env: Env,
+    algo: Annotated[str, typer.Option(help="Algorithm of stable-baselines3: ppo.")] = "ppo",
+    init: Annotated[Path | None, typer.Option(help="Folder of a trained policy of this arm to begin with.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of all environments together; default: the recipe's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Training seed; default: the recipe's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    eval_episodes: Annotated[int, typer.Option(min=0, help="Episodes after every segment; 0 for none.")] = 20,
+) -> None:
+    """Reinforcement learning by dense reward; goes on from the checkpoint if there is one.
+
+    The encoder learns where things are from every rollout's frames, the actor from what the encoder sees, the critic
+    from the truth; what is saved is a policy like any other, which sees through its cameras alone.
+    """
+    import torch
+
+    from mrvlm_sim.evaluation.periodic import quick_success
+    from mrvlm_sim.paths import runs_folder
+    from mrvlm_sim.tasks import own_card, split_settings
+    from mrvlm_sim.training.rl.recipe import reinforcement_card
+    from mrvlm_sim.training.rl.session import Reinforcement, finish
+
+    own_card(env)
+    card = reinforcement_card(arm, env, algo, init, {"steps": steps, "seed": seed})
+    name = f"{algo}-{split_settings(env)[0]}-{arm}-{card.training.seed}".replace("/", "-")
+    torch.set_num_threads(threads)
+    training = Reinforcement(card, env, output or runs_folder() / name)
+    if training.steps:
+        console.print(f"resuming after step {training.steps}")
+    look = (lambda policy: quick_success(policy, [env], eval_episodes)) if eval_episodes else None
+    try:
+        with bar("steps", training.recipe.steps) as advance:
+            training.run(look, log_updates(advance))
+    except KeyboardInterrupt:
+        console.print(f"saved up to step {training.steps}; the same command goes on from there")
+        raise
+    folder = finish(training)
+    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
+
+
 def _demonstrations(folders: "Folders", card: "PolicyCard", env: str) -> "Demonstrations":
     from mrvlm_sim.tasks import split_settings
+    from mrvlm_sim.training.bc import cloning_recipe
     from mrvlm_sim.training.demos import Demonstrations
     from mrvlm_sim.training.session import get_demonstrations
 
-    recipe = card.training
+    recipe = cloning_recipe(card)
     with bar(f"demonstrations of {split_settings(env)[0]}", recipe.demonstrations) as advance:
         path = get_demonstrations(
             folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance

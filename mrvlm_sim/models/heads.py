@@ -1,6 +1,5 @@
 """Heads: the landmarks by votes of the tokens, the actions from landmarks, mean token and proprioception."""
 
-import torch
 from torch import Tensor, nn
 
 from mrvlm_sim.models.config import NetworkConfig
@@ -30,6 +29,11 @@ class LandmarkHead(nn.Module):
         return (weights[:, :, None] @ votes).squeeze(2)
 
 
+def feature_size(config: NetworkConfig) -> int:
+    """How many numbers the action head reads: mean token, landmarks, proprioception."""
+    return config.width + 3 * config.landmarks + config.proprio_size
+
+
 class ActionHead(nn.Module):
     """Two hidden layers: with one, even cloning from true landmarks got stuck in front of the object."""
 
@@ -37,13 +41,13 @@ class ActionHead(nn.Module):
         super().__init__()
         hidden = 2 * config.width
         self.layers = nn.Sequential(
-            nn.Linear(config.width + 3 * config.landmarks + config.proprio_size, hidden),
+            nn.Linear(feature_size(config), hidden),
             nn.GELU(approximate="tanh"),
             nn.Linear(hidden, hidden),
             nn.GELU(approximate="tanh"),
             nn.Linear(hidden, config.chunk * config.action_size),
         )
 
-    def forward(self, mean_token: Tensor, landmarks: Tensor, proprio: Tensor) -> Tensor:
-        """Mean token (B, D), landmarks (B, K, 3) and normalised proprioception (B, P) to (B, chunk * actions)."""
-        return self.layers(torch.cat([mean_token, landmarks.flatten(1), proprio], dim=1))
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, feature_size) to (B, chunk * actions)."""
+        return self.layers(features)

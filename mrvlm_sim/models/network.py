@@ -48,8 +48,23 @@ class PolicyNetwork(nn.Module):
     def forward(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
     ) -> tuple[Tensor, Tensor]:
+        features, landmarks = self.perceive(tokens, boxes, proprio, words)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.action_head(features).unflatten(1, (self.config.chunk, -1)), landmarks
+
+    def perceive(
+        self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the action head reads, (B, feature_size), and the landmarks in metres; in float32: millimetres count.
+
+        The mean of the tokens learns faster than a class token (Beyer et al., "Better plain ViT baselines", 2022).
+        """
         sequence, context = self.encode(tokens, boxes, proprio, words)
-        return self.heads(sequence, context, self.normalise(proprio))
+        with torch.autocast(sequence.device.type, enabled=False):
+            seen, instruction = self.norm(sequence.float()), context[:, 1:].float().mean(dim=1)
+            landmarks = self.landmark_head(seen, instruction)
+            features = [seen.mean(dim=1), landmarks.flatten(1), self.normalise(proprio).float()]
+        return torch.cat(features, dim=1), LANDMARK_SCALE * landmarks
 
     def encode(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
@@ -71,14 +86,3 @@ class PolicyNetwork(nn.Module):
     def embed_context(self, proprio: Tensor, words: Tensor) -> Tensor:
         """Normalised proprioception and instruction as tokens: (B, 1 + instruction_tokens, width)."""
         return torch.cat([self.proprio(proprio)[:, None], self.instruction(words)], dim=1)
-
-    def heads(self, sequence: Tensor, context: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions and landmarks from the trunk's sequence (B, M, width), in float32: millimetres count here.
-
-        The mean of the tokens learns faster than a class token (Beyer et al., "Better plain ViT baselines", 2022).
-        """
-        with torch.autocast(sequence.device.type, enabled=False):
-            tokens, instruction = self.norm(sequence.float()), context[:, 1:].float().mean(dim=1)
-            landmarks = self.landmark_head(tokens, instruction)
-            actions = self.action_head(tokens.mean(dim=1), landmarks, proprio.float())
-        return actions.unflatten(1, (self.config.chunk, -1)), LANDMARK_SCALE * landmarks

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrvlm_sim.agents.card import PolicyCard
+from mrvlm_sim.agents.card import CloningRecipe, PolicyCard
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.models.heads import LANDMARK_SCALE
@@ -40,26 +40,27 @@ class Cloning(Trainer):
     Of several datasets, one for each environment, every batch holds equal parts.
 
     Raises:
-        UserError: there are more datasets than frames in a batch, or two are of one environment.
+        UserError: the card has no recipe of cloning, there are more datasets than frames in a batch, or two are of one
+            environment.
     """
 
     def __init__(self, card: PolicyCard, datasets: Sequence[Dataset], folder: Path) -> None:
-        self.card, self.datasets = card, datasets
+        self.card, self.datasets, self.cloning = card, datasets, cloning_recipe(card)
         names = [dataset.name for dataset in datasets]
-        if len(names) > card.training.batch:
-            raise UserError(f"a batch of {card.training.batch} frames has no room for {len(names)} environments")
+        if len(names) > self.cloning.batch:
+            raise UserError(f"a batch of {self.cloning.batch} frames has no room for {len(names)} environments")
         if doubled := {name for name in names if names.count(name) > 1}:
             raise UserError(f"{', '.join(sorted(doubled))} is there twice; name every environment once")
-        torch.manual_seed(card.training.seed)
+        torch.manual_seed(self.cloning.seed)
         network = PolicyNetwork(card.cameras, card.network).to(datasets[0].device)
         proprio = np.concatenate([d.demos.proprio[d.kept[d.train_frames]] for d in datasets])
         network.proprio_mean.copy_(torch.from_numpy(proprio.mean(0)))
         network.proprio_std.copy_(torch.from_numpy(proprio.std(0) + 1e-3))
-        super().__init__(network, card.training, folder, card.model_dump_json(exclude={"weights", "summary"}))
+        super().__init__(network, self.cloning, folder, card.model_dump_json(exclude={"weights", "summary"}))
 
     def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         action, landmark = losses(self.network, self._batch(rng))
-        return action + self.recipe.landmark_weight * landmark, {"action": action, "landmark": landmark}
+        return action + self.cloning.landmark_weight * landmark, {"action": action, "landmark": landmark}
 
     def check(self) -> dict[str, float]:
         """Errors on held-out episodes, always the same frames and jitter; of several environments, each by its name."""
@@ -85,6 +86,19 @@ class Cloning(Trainer):
         relabelled = shares(round(RELABELLED * self.recipe.batch), len(self.datasets))
         parts = zip(self.datasets, sizes, relabelled, strict=True)
         return join([dataset.sample(dataset.train_frames, size, rng, some) for dataset, size, some in parts])
+
+
+def cloning_recipe(card: PolicyCard) -> CloningRecipe:
+    """The recipe on an arm's card.
+
+    Raises:
+        UserError: it is not one of cloning.
+    """
+    if not isinstance(card.training, CloningRecipe):
+        raise UserError(
+            f"the arm's card has a recipe of {card.training.method}, not of cloning; take mrvlm-sim train rl"
+        )
+    return card.training
 
 
 def shares(whole: int, parts: int) -> list[int]:

@@ -130,13 +130,11 @@ class Reading(Trainer):
 
     def __init__(self, policy: TrainedPolicy, lesson: Lesson, folder: Path, workers: int) -> None:
         self.card, self.lesson, self.workers = policy.card, lesson, workers
-        same = "updates", "batch", "seed", "matrix_rate", "learning_rate", "weight_decay"
         torch.manual_seed(lesson.seed)
         self.reader = MarkReader(policy.card.cameras, policy.card.network, len(MARKS))
         self.reader.load_state_dict(self.reader.state_dict() | policy.network.state_dict())
-        recipe = policy.card.training.model_copy(update={name: getattr(lesson, name) for name in same})
         identity = f"{policy.card.model_dump_json()}\n{lesson}"
-        super().__init__(self.reader.to(policy.device), recipe, folder, identity, muon_patches=True)
+        super().__init__(self.reader.to(policy.device), lesson, folder, identity, muon_patches=True)
 
     def run(self, log: Log, log_every: int = 100, save_every: int = 500) -> None:
         """See `Trainer.run`; what is needed is rendered before the first update."""

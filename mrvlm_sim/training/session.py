@@ -4,6 +4,7 @@ import copy
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from zlib import crc32
 
@@ -11,9 +12,10 @@ import torch
 
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.trained import TrainedPolicy, save_trained
+from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.paths import runs_folder
 from mrvlm_sim.tasks import split_settings
-from mrvlm_sim.training.bc import Cloning
+from mrvlm_sim.training.bc import Cloning, cloning_recipe
 from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.trainer import Log
@@ -69,7 +71,7 @@ def make_trainer(
 
 
 def _dataset(card: PolicyCard, demos: Demonstrations, folders: Folders, device: torch.device, workers: int) -> Dataset:
-    stride = card.training.stride
+    stride = cloning_recipe(card).stride
     views = {name: render_views(demos, name, p, stride, folders.views, workers) for name, p in card.cameras.items()}
     return Dataset(demos, views, card.network.chunk, stride, device)
 
@@ -98,13 +100,16 @@ def snapshot(trainer: Cloning) -> TrainedPolicy:
 
 
 def finish(trainer: Cloning) -> Path:
-    """Write the policy folder: card with hash, versions and time, and the weights."""
-    import gymnasium
-    import mujoco
+    """Write the policy folder."""
+    return write_policy(trainer.folder / "policy", trainer.card, trainer.network, trainer.seconds)
 
-    versions = {"torch": torch.__version__, "mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__}
-    device = platform.machine() if trainer.device.type == "cpu" else torch.cuda.get_device_name()
-    folder = trainer.folder / "policy"
-    made_by = {"minutes": round(trainer.seconds / 60, 1), "device": device, "versions": versions}
-    save_trained(folder, trainer.card, trainer.network, **made_by)
+
+def write_policy(folder: Path, card: PolicyCard, network: PolicyNetwork, seconds: float) -> Path:
+    """Card with hash, versions and the time of training, and the weights; returns the folder."""
+    versions = {name: version(name) for name in ("torch", "mujoco", "gymnasium")}
+    if card.training.method != "bc":
+        versions["stable-baselines3"] = version("stable-baselines3")
+    on_cpu = network.proprio_mean.device.type == "cpu"
+    device = platform.machine() if on_cpu else torch.cuda.get_device_name()
+    save_trained(folder, card, network, minutes=max(0.1, round(seconds / 60, 1)), device=device, versions=versions)
     return folder

@@ -11,18 +11,49 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mrvlm_sim.agents.card import TrainingRecipe
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 
 Log = Callable[[int, dict[str, float]], None]
 WARM_UP = 0.05  # of the updates
+
+
+class Rates(Protocol):
+    """Of the optimisers."""
+
+    @property
+    def matrix_rate(self) -> float:
+        """Muon's peak learning rate, for the matrices of the transformer."""
+
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's, for everything else."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Of both."""
+
+
+class Budget(Rates, Protocol):
+    """What a training is given."""
+
+    @property
+    def updates(self) -> int:
+        """How many there are."""
+
+    @property
+    def batch(self) -> int:
+        """Frames in each."""
+
+    @property
+    def seed(self) -> int:
+        """Of all that is drawn."""
 
 
 class Trainer(ABC):
@@ -35,7 +66,7 @@ class Trainer(ABC):
     def __init__(
         self,
         network: PolicyNetwork,
-        recipe: TrainingRecipe,
+        recipe: Budget,
         folder: Path,
         identity: str,
         muon_patches: bool = False,
@@ -142,9 +173,7 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def make_optimisers(
-    network: PolicyNetwork, recipe: TrainingRecipe, muon_patches: bool = False
-) -> list[torch.optim.Optimizer]:
+def make_optimisers(network: PolicyNetwork, recipe: Rates, muon_patches: bool = False) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., 2024) for the hidden matrices of fusion, trunk and action head, AdamW for the rest.
 
     With a mean-pooled readout and the cosine patch embedding, Muon needed half of AdamW's updates to equal errors

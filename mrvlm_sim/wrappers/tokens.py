@@ -76,9 +76,7 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
         rng = self.jitter_rng if self.jitter_rng is not None else self.env.unwrapped.np_random
-        self._jitter = {name: JitterProcess(p.jitter, p.levels, rng) for name, p in self.pyramids.items()}
-        self._steps = 0
-        return self.look(as_dict(observation)), info
+        return self.look_afresh(as_dict(observation), rng), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -92,6 +90,12 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
     def close(self) -> None:
         self.renderer.close()
         super().close()
+
+    def look_afresh(self, observation: Observation, rng: np.random.Generator) -> Observation:
+        """Look for the first time, with jitter that begins anew: as after a reset."""
+        self._jitter = {name: JitterProcess(p.jitter, p.levels, rng) for name, p in self.pyramids.items()}
+        self._steps = 0
+        return self.look(observation)
 
     def look(self, observation: Observation) -> Observation:
         """Look anew, with the next jitter: the observation with fresh tokens and boxes."""

@@ -1,0 +1,77 @@
+"""Actor and critic of stable-baselines3: the arm's action head on what it sees, and a critic that knows the truth.
+
+The critic is for training only, so it may see what the policy must find out (Pinto et al., "Asymmetric actor critic for
+image-based robot learning", 2018).
+"""
+
+import torch
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from torch import Tensor, nn
+
+from mrvlm_sim.models import PolicyNetwork
+from mrvlm_sim.models.heads import ActionHead
+
+
+class TwoStreams(nn.Module):
+    """Hidden layers of the action head on the first numbers of what is observed, of the critic on the rest."""
+
+    def __init__(self, seen: int, known: int, hidden: int) -> None:
+        super().__init__()
+        self.seen, self.latent_dim_pi, self.latent_dim_vf = seen, hidden, hidden
+        self.policy_net, self.value_net = _hidden(seen, hidden), _hidden(known, hidden)
+
+    def forward(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(observed), self.forward_critic(observed)
+
+    def forward_actor(self, observed: Tensor) -> Tensor:
+        return self.policy_net(observed[:, : self.seen])
+
+    def forward_critic(self, observed: Tensor) -> Tensor:
+        return self.value_net(observed[:, self.seen :])
+
+
+class ActorCritic(MultiInputActorCriticPolicy):
+    """For the observations of `Eyes`: `features` for the actor, `truth` for the critic."""
+
+    def __init__(self, *args, hidden: int, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        self._hidden = hidden
+        super().__init__(*args, **kwargs)
+
+    def _build_mlp_extractor(self) -> None:
+        sizes = [self.observation_space[name].shape[0] for name in ("features", "truth")]  # type: ignore[index]
+        self.mlp_extractor = TwoStreams(sizes[0], sizes[1], self._hidden)  # type: ignore[assignment]
+
+
+def _hidden(inputs: int, hidden: int) -> nn.Sequential:
+    """As the action head's."""
+    layers = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+    return nn.Sequential(layers[0], nn.GELU(approximate="tanh"), layers[1], nn.GELU(approximate="tanh"))
+
+
+def give_head(policy: ActorCritic, network: PolicyNetwork) -> None:
+    """The actor's weights become those of the network's action head."""
+    _copy(_actor_layers(policy), _head_layers(network.action_head))
+
+
+def take_head(policy: ActorCritic, network: PolicyNetwork) -> None:
+    """The network's action head becomes the actor; of a chunk of actions, the first."""
+    _copy(_head_layers(network.action_head), _actor_layers(policy))
+
+
+def _actor_layers(policy: ActorCritic) -> list[nn.Linear]:
+    return [*_linear(policy.mlp_extractor.policy_net), *_linear(policy.action_net)]
+
+
+def _head_layers(head: ActionHead) -> list[nn.Linear]:
+    return _linear(head.layers)
+
+
+def _linear(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+@torch.no_grad()
+def _copy(sources: list[nn.Linear], targets: list[nn.Linear]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.weight.copy_(source.weight[: target.out_features])
+        target.bias.copy_(source.bias[: target.out_features])

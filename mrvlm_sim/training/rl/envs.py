@@ -1,0 +1,144 @@
+"""The environments of reinforcement learning: side by side, with dense reward, seen through an arm's eyes.
+
+The encoder runs once a step, in batches over all environments, and what it makes of the tokens is what the algorithm
+of stable-baselines3 stores: its epochs then cost next to nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor
+
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.gl import one_render_thread
+from mrvlm_sim.models import PolicyNetwork
+from mrvlm_sim.models.heads import LANDMARK_SCALE, feature_size
+from mrvlm_sim.seeding import integer_seed
+from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.tasks import make_own_env, split_settings
+from mrvlm_sim.tasks.tabletop import LANDMARKS
+from mrvlm_sim.training.rl.features import network_inputs
+from mrvlm_sim.vision import Pyramid
+from mrvlm_sim.wrappers import MultiResolutionTokens
+
+Frames = dict[str, np.ndarray]  # observations of the environments, one after the other: (frames, ...)
+PROBED = 200  # random steps
+
+
+class WithLandmarks(gymnasium.ObservationWrapper):
+    """Adds `landmarks` float32 (K, 3) in metres, NaN where there is none: for the critic and the encoder's lessons."""
+
+    def __init__(self, env: gymnasium.Env, task_env: ManipulationEnv) -> None:
+        super().__init__(env)
+        self.task_env = task_env
+        assert isinstance(env.observation_space, spaces.Dict)
+        truth = spaces.Box(-np.inf, np.inf, (LANDMARKS, 3), np.float32)
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, "landmarks": truth})
+
+    def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return observation | {"landmarks": self.task_env.task.landmarks(self.task_env.scene)}
+
+
+def training_env(environment: str, cameras: Mapping[str, Pyramid]) -> gymnasium.Env:
+    """One environment with dense reward, tokens and landmarks."""
+    own = make_own_env(rewarded(environment))
+    return WithLandmarks(MultiResolutionTokens(own, cameras), own)
+
+
+def rewarded(environment: str) -> str:
+    """The environment with its dense reward, unless its settings say which."""
+    name, settings = split_settings(environment)
+    if "reward" in settings:
+        return environment
+    return f"{environment[:-1]};reward=dense]" if settings else f"{name}[reward=dense]"
+
+
+def vector_env(environment: str, cameras: Mapping[str, Pyramid], count: int, processes: bool) -> VecEnv:
+    """So many environments side by side, each in a process of its own or all in this one."""
+    makers: list[Callable[[], gymnasium.Env]] = [partial(_in_process, environment, dict(cameras))] * count
+    if processes:
+        return VecMonitor(SubprocVecEnv(makers, start_method="spawn"))
+    return VecMonitor(DummyVecEnv(makers))
+
+
+def _in_process(environment: str, cameras: Mapping[str, Pyramid]) -> gymnasium.Env:
+    one_render_thread()
+    return training_env(environment, cameras)
+
+
+def probe(environment: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread of proprioception (P,) under random actions.
+
+    Raises:
+        UserError: the environment gives no reward to learn from: always the same, or one that is not finite.
+    """
+    env, rewards, proprio = make_own_env(rewarded(environment)), list[float](), list[np.ndarray]()
+    rng, over = np.random.default_rng(seed), True
+    for step in range(PROBED):
+        if over:
+            env.reset(seed=integer_seed(seed, environment, step, "probe"))
+        observation, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_size))
+        over = terminated or truncated
+        rewards.append(reward)
+        proprio.append(observation["proprio"])
+    env.close()
+    if not np.isfinite(rewards).all() or np.ptp(rewards) == 0:
+        raise UserError(
+            f"{environment} has no reward to learn from: {PROBED} random steps gave {min(rewards):g} to "
+            f"{max(rewards):g}; take reward=dense, or give its task a reward that tells near from far"
+        )
+    return np.mean(proprio, axis=0), np.std(proprio, axis=0) + 1e-3
+
+
+class Eyes(VecEnvWrapper):
+    """What the encoder makes of tokens as `features`, for the actor, and the truth as `truth`, for the critic.
+
+    All frames are kept until `take_frames`.
+    """
+
+    def __init__(self, venv: VecEnv, network: PolicyNetwork) -> None:
+        config = network.config
+        self.truth_size = LANDMARKS * 4 + config.proprio_size
+        sizes = {"features": feature_size(config), "truth": self.truth_size}
+        seen: dict[str, spaces.Space] = {
+            n: spaces.Box(-np.inf, np.inf, (size,), np.float32) for n, size in sizes.items()
+        }
+        super().__init__(venv, spaces.Dict(seen))
+        self.network, self._frames = network, list[dict[str, np.ndarray]]()
+
+    def reset(self) -> dict[str, np.ndarray]:
+        return self._see(self.venv.reset())
+
+    def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if (last := info.get("terminal_observation")) is not None:  # only the critic is asked about it
+                blind = np.zeros(feature_size(self.network.config), np.float32)
+                batch = {name: values[None] for name, values in last.items()}
+                info["terminal_observation"] = {"features": blind, "truth": self._truth(batch)[0]}
+        return self._see(observations), rewards, dones, infos
+
+    def take_frames(self) -> Frames:
+        """All that was seen since the last call."""
+        frames, self._frames = self._frames, []
+        return {name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]}
+
+    @torch.inference_mode()
+    def _see(self, observations: Any) -> dict[str, np.ndarray]:
+        self._frames.append(observations)
+        tensors = {name: torch.from_numpy(values) for name, values in observations.items() if name != "landmarks"}
+        features, _ = self.network.eval().perceive(*network_inputs(self.network, tensors))
+        return {"features": features.numpy(), "truth": self._truth(observations)}
+
+    def _truth(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Landmarks, in LANDMARK_SCALE and 0 where there is none, which there are, and proprioception."""
+        landmarks = observations["landmarks"]
+        there = np.isfinite(landmarks).all(axis=-1)
+        placed = np.where(there[..., None], landmarks / LANDMARK_SCALE, 0)
+        proprio = self.network.normalise(torch.from_numpy(observations["proprio"])).numpy()
+        return np.concatenate([placed.reshape(len(there), -1), there, proprio], axis=1).astype(np.float32)
