@@ -53,26 +53,38 @@ def explain(path: Path, error: ValidationError, model: type[BaseModel], prefix: 
 
 
 def _explain_one(path: Path, problem: Any, model: type[BaseModel], prefix: str) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location, holder = _place([str(part) for part in problem["loc"]], model)
+    value, kind = problem["input"], problem["type"]
+    if kind.startswith("union_tag"):  # a table whose kind is not known: the key that says which is at fault
+        location.append(problem["ctx"]["discriminator"].strip("'"))
+        kind, value = kind.replace("union_tag_not_found", "missing"), problem["ctx"].get("tag")
     key = ".".join([prefix] * bool(prefix) + location) or "(whole card)"
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
+    if kind == "extra_forbidden":
+        known = sorted(holder.model_fields)
         nearest = get_close_matches(location[-1], known, n=1)
         remedy = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
         return f"{path}: unknown key {key!r}; {remedy}"
-    if problem["type"] == "missing":
+    if kind == "missing":
         return f"{path}: key {key!r} is missing; the card must give it"
-    return f"{path}: key {key!r}, value {problem['input']!r}: {problem['msg']}"
+    return f"{path}: key {key!r}, value {value!r}: {problem['msg']}"
 
 
-def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Names of the fields of the sub-model at `location`, where that can be told from the annotations."""
+def _place(location: list[str], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """Keys on the card, without the tags that pydantic puts in for tables of several kinds, and the model they are in,
+    where that can be told from the annotations."""
+    keys, kinds = list[str](), list[type[BaseModel]]()
     for part in location:
-        field = model.model_fields.get(part)
-        if field is None:
+        if len(kinds) > 1:  # this part is the tag of one of them
+            model, kinds = next(kind for kind in kinds if part in map(str, _literals(kind))), []
             continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if nested:
-            model = nested[0]
-    return sorted(model.model_fields)
+        keys.append(part)
+        field = model.model_fields.get(part)
+        annotations = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        kinds = [kind for kind in annotations if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(kinds) == 1:
+            model, kinds = kinds[0], []
+    return keys, model
+
+
+def _literals(model: type[BaseModel]) -> list[object]:
+    return [value for field in model.model_fields.values() for value in getattr(field.annotation, "__args__", ())]
