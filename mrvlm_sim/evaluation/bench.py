@@ -10,7 +10,7 @@ import torch
 
 from mrvlm_sim.agents.registry import arm_card
 from mrvlm_sim.agents.trained import TrainedPolicy
-from mrvlm_sim.evaluation import bench_engine, bench_tasks
+from mrvlm_sim.evaluation import bench_engine, bench_rl, bench_tasks
 from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.seeding import integer_seed
@@ -39,6 +39,8 @@ def measurements(quick: bool) -> Iterator[tuple[str, Measure]]:
     yield f"training step, batch {BATCH}, one thread, no rendering", lambda: training(max(2, repeats // 4))
     yield f"episodes of {bench_engine.ARM}, workers warm", lambda: bench_engine.engine(6 if quick else 100)
     yield "environments, three 64-px views", lambda: bench_tasks.tasks(20 if quick else 300)
+    title = f"reinforcement learning of {bench_rl.ENVIRONMENT}, {bench_rl.ENVIRONMENTS} environments"
+    yield title, lambda: bench_rl.reinforcement(16 if quick else 128)
     yield "store", lambda: bench_engine.store(50 if quick else 1000)
     yield "remote policy", lambda: bench_engine.remote(4 * repeats)
 

@@ -42,8 +42,8 @@ def step_times(name: str, steps: int) -> dict[str, float]:
     env = make_env(name)
     wrapped = MultiResolutionTokens(env, {"wrist": EYES}, jitter_rng=np.random.default_rng(0))
     spent = {"physics": 0.0, "rendering": 0.0}
-    env.step = _timed(env.step, spent, "physics")  # type: ignore[method-assign]
-    env.renderer.views = _timed(env.renderer.views, spent, "rendering")  # type: ignore[method-assign]
+    env.step = timed(env.step, spent, "physics")  # type: ignore[method-assign]
+    env.renderer.views = timed(env.renderer.views, spent, "rendering")  # type: ignore[method-assign]
     rng, resets = np.random.default_rng(0), list[float]()
     _reset(wrapped, resets)  # warm-up: context, caches
     resets.clear()
@@ -79,12 +79,14 @@ def _in_two(name: str, steps: int) -> float:
         return sum(1 / times["step"] for times in pool.map(step_times, [name] * 2, [steps] * 2))
 
 
-def _timed(call: Callable, spent: dict[str, float], part: str) -> Callable:
-    def timed(*arguments: object, **options: object) -> object:
+def timed(call: Callable, spent: dict[str, float], part: str) -> Callable:
+    """The same call, whose seconds are added to a part of what is spent."""
+
+    def measured(*arguments: object, **options: object) -> object:
         started = time.perf_counter()
         try:
             return call(*arguments, **options)
         finally:
             spent[part] += time.perf_counter() - started
 
-    return timed
+    return measured

@@ -108,13 +108,7 @@ class Reinforcement:
     def _start(self) -> SeeingPPO:
         recipe = self.recipe
         eyes = Eyes(vector_env(self.environment, self.card.cameras, recipe.environments, self._processes), self.network)
-        model = SeeingPPO(
-            ActorCritic, eyes, learning_rate=recipe.policy_rate, n_steps=recipe.rollout, batch_size=recipe.batch,
-            n_epochs=recipe.epochs, gamma=recipe.discount, gae_lambda=recipe.gae_lambda, clip_range=recipe.clip_range,
-            ent_coef=recipe.entropy, seed=recipe.seed, device="cpu",
-            policy_kwargs={"hidden": 2 * self.card.network.width, "log_std_init": recipe.log_std},
-        )  # fmt: skip
-        model.perception, model.eyes, model.recipe = self.perception, eyes, recipe
+        model = make_ppo(eyes, self.perception, recipe)
         model.set_logger(configure(str(self.folder), ["tensorboard"]))
         if self._state is not None:
             self._restore(model, self._state)
@@ -201,6 +195,18 @@ class Reinforcement:
         model.policy.optimizer.load_state_dict(state["policy_optimiser"])
         model.num_timesteps, model._n_updates = state["steps"], state["updates"]
         self.perception.updates = state["encoder_updates"]
+
+
+def make_ppo(eyes: Eyes, perception: Perception, recipe: ReinforcementRecipe) -> SeeingPPO:
+    """The algorithm with the settings of a recipe, on environments that are seen through `eyes`."""
+    model = SeeingPPO(
+        ActorCritic, eyes, learning_rate=recipe.policy_rate, n_steps=recipe.rollout, batch_size=recipe.batch,
+        n_epochs=recipe.epochs, gamma=recipe.discount, gae_lambda=recipe.gae_lambda, clip_range=recipe.clip_range,
+        ent_coef=recipe.entropy, seed=recipe.seed, device="cpu",
+        policy_kwargs={"hidden": 2 * eyes.network.config.width, "log_std_init": recipe.log_std},
+    )  # fmt: skip
+    model.perception, model.eyes, model.recipe = perception, eyes, recipe
+    return model
 
 
 def begin_as(network: PolicyNetwork, folder: str) -> None:
