@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
 from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
+from mrvlm_sim.cards import validate_card
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, run_episode
@@ -299,6 +300,17 @@ class TestTheRecipe:
         assert (card.network.chunk, card.execute, card.environments) == (1, 1, ["reach"])
         assert isinstance(card.training, ReinforcementRecipe)
         assert card.training.seed == 3
+
+    def test_faults_of_a_card_are_named_by_their_key(self, tmp_path: Path) -> None:
+        values = rl_card().model_dump(mode="json", exclude_none=True)
+        training = values["training"]
+        for changed, message in (
+            ({"discont": 0.9}, r"unknown key 'training.discont'; did you mean 'discount'\?"),
+            ({"discount": 2.0}, "key 'training.discount', value 2.0"),
+            ({"method": "ppp"}, "key 'training.method', value 'ppp'"),
+        ):
+            with pytest.raises(UserError, match=message):
+                validate_card(tmp_path, values | {"training": training | changed}, PolicyCard)
 
     def test_steps_are_whole_segments(self) -> None:
         with pytest.raises(UserError, match="steps must be a multiple of environments x rollout x segment = 8192"):

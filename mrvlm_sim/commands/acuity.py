@@ -12,16 +12,18 @@ def acuity(
     arm: Annotated[list[str], typer.Option(help="Arm with weights, or a policy folder; repeatable.")],
     output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/acuity.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials of every size at every eccentricity.")] = 100,
-    scenes: Annotated[int, typer.Option(min=1000, help="Scenes that readers are taught with.")] = 8000,
-    updates: Annotated[int, typer.Option(min=1, help="Updates of every reader.")] = 6000,
+    scenes: Annotated[
+        int, typer.Option(min=1000, help="Scenes that readers are taught with; 1000 take 0.25 GB.")
+    ] = 16000,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of every reader.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="Of the trials.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
 ) -> None:
     """Which marks arms can read, by size and eccentricity: teach every arm to read, then test it.
 
-    The arm's encoder is trained on, with a small head, to name the marks on the plates of `read_mark`: the same
-    scenes, updates and recipe for every arm. Trials are forced choices among four, from the first look alone. The same
-    command goes on where it stopped; trials, tables and a picture go to the folder.
+    The arm's encoder is trained on, with a small head that is told where the plates are, to name the marks on the
+    plates of `read_mark`: the same scenes, updates and recipe for every arm. Trials are forced choices among four, from
+    the first look alone. The same command goes on where it stopped; trials, tables and a picture go to the folder.
     """
     import pandas as pd
 
