@@ -32,8 +32,8 @@ class CloningRecipe(Card):
 class ReinforcementRecipe(Card):
     """Reinforcement learning by stable-baselines3; what is not its default says where it comes from.
 
-    "Measured": on `reach` from true landmarks, where SB3's defaults of these four (3e-4, 0.99, 0.95, 0) with 2048 steps
-    between updates reach what stands in the README's section on reinforcement learning.
+    "Measured" is on `reach` from true landmarks: all of the last 100 episodes succeeded after 16,000 steps with the four
+    values so marked, 42 % after 24,000 with a rate of 3e-4, discount and lambda of 0.95 and a log_std of -0.5.
     """
 
     method: Literal["ppo"]
