@@ -1,6 +1,9 @@
 """Reinforcement learning: what is learned from what, what can be resumed, and what is refused."""
 
 import copy
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +26,21 @@ from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.sim.suite_env import encode_instruction
 from mrvlm_sim.tasks import make_env, make_task
 from mrvlm_sim.tasks.reach import Reach
-from mrvlm_sim.training.rl.actor_critic import ActorCritic, give_head, take_head
-from mrvlm_sim.training.rl.envs import Eyes, Frames, probe, rewarded, training_env, vector_env
+from mrvlm_sim.training.reading import Lesson, Reading
+from mrvlm_sim.training.rl.actor_critic import ActorCritic, copy_actor_to_head, copy_head_to_actor
+from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
+from mrvlm_sim.training.rl.envs import EncodedVecEnv, Frames, probe, rewarded, training_env, vector_env
 from mrvlm_sim.training.rl.features import TokenFeatures
-from mrvlm_sim.training.rl.looking import look_around
-from mrvlm_sim.training.rl.perception import Perception
-from mrvlm_sim.training.rl.recipe import reinforcement_card
-from mrvlm_sim.training.rl.session import Reinforcement, differences, finish
+from mrvlm_sim.training.rl.pretraining import random_frames
+from mrvlm_sim.training.rl.recipe import differences, reinforcement_card
+from mrvlm_sim.training.rl.session import Reinforcement, finish
 from mrvlm_sim.vision import Pyramid
 
 pytestmark = pytest.mark.slow
 
 RECIPE = ReinforcementRecipe(
     method="ppo", steps=96, environments=2, rollout=16, segment=1, epochs=2, batch=16,
-    scenes=12, first_updates=3, encoder_updates=2, encoder_batch=8,
+    pretraining_scenes=12, pretraining_updates=3, encoder_updates=2, encoder_batch=8,
 )  # fmt: skip
 BRIEF = "reach[max_steps=12]"
 Weights = dict[str, torch.Tensor]
@@ -59,16 +63,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Reinforcement:
 
 
 @pytest.fixture
-def eyes() -> Eyes:
+def eyes() -> EncodedVecEnv:
     torch.manual_seed(0)
     card = rl_card()
-    made = Eyes(vector_env(BRIEF, card.cameras, 2, processes=False), PolicyNetwork(card.cameras, card.network))
+    made = EncodedVecEnv(vector_env(BRIEF, card.cameras, 2, processes=False), PolicyNetwork(card.cameras, card.network))
     made.seed(0)
     return made
 
 
 @pytest.fixture
-def actor(eyes: Eyes) -> ActorCritic:
+def actor(eyes: EncodedVecEnv) -> ActorCritic:
     return ActorCritic(eyes.observation_space, eyes.action_space, lambda _: 1e-3, hidden=32)
 
 
@@ -110,9 +114,43 @@ class TestResuming:
             with pytest.raises(KeyboardInterrupt):
                 train(tmp_path)
         resumed = Reinforcement(rl_card(), BRIEF, tmp_path, processes=False)
-        assert resumed.steps == 32
+        assert resumed.saved == 32
         resumed.run(None, lambda *_: None)
         assert same(resumed.network.state_dict(), trained.network.state_dict())
+
+    def test_ctrl_c_ends_the_step_and_keeps_what_is_saved(self, trained: Reinforcement, tmp_path: Path) -> None:
+        """As a terminal sends it, to the processes of the environments, too; the same command then goes on."""
+        stopped = Reinforcement(rl_card(), BRIEF, tmp_path, processes=True)
+        children: list[int] = []
+
+        def press(steps: int, figures: dict) -> None:
+            if steps == 32:
+                children.extend(child.pid for child in multiprocessing.active_children())
+                for pid in [*children, os.getpid()]:
+                    os.kill(pid, signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run(None, press)
+        assert len(children) == 2
+        assert stopped.saved == 32
+        resumed = Reinforcement(rl_card(), BRIEF, tmp_path, processes=False)
+        resumed.run(None, lambda *_: None)
+        assert same(resumed.network.state_dict(), trained.network.state_dict())
+
+    def test_time_counts_once(self, trained: Reinforcement) -> None:
+        again = Reinforcement(rl_card(), BRIEF, trained.folder)
+        assert again.seconds == trained.seconds
+        again.run(None, lambda *_: None)
+        assert again.seconds == trained.seconds
+
+    def test_a_checkpoint_of_cloning_is_refused_and_so_is_the_reverse(
+        self, trained: Reinforcement, tiny: TrainedPolicy, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match="is of another kind of training; choose another --output"):
+            Reading(tiny, Lesson(scenes=500, updates=1), trained.folder, workers=1)
+        torch.save({"card": ""}, tmp_path / "checkpoint.pt")
+        with pytest.raises(UserError, match="is of another kind of training; choose another --output"):
+            Reinforcement(rl_card(), BRIEF, tmp_path)
 
     def test_a_damaged_checkpoint_is_said_to_be(self, trained: Reinforcement, tmp_path: Path) -> None:
         (tmp_path / "checkpoint.pt").write_bytes(trained.checkpoint.read_bytes()[:1000])
@@ -122,10 +160,10 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("recipe", "environment", "network", "message"),
         [
-            ({}, "push", {}, r"environment was 'reach\[max_steps=12\]' there and is 'push' here"),
-            ({}, BRIEF, {"fusion": "sequence"}, "network.fusion was 'embedded' there and is 'sequence' here"),
-            ({"discount": 0.5}, BRIEF, {}, "training.discount was 0.9 there and is 0.5 here"),
-            ({"seed": 1}, BRIEF, {}, "training.seed was 0 there and is 1 here"),
+            ({}, "push", {}, r"environment is 'reach\[max_steps=12\]' there and 'push' here"),
+            ({}, BRIEF, {"fusion": "sequence"}, "network.fusion is 'embedded' there and 'sequence' here"),
+            ({"discount": 0.5}, BRIEF, {}, "training.discount is 0.9 there and 0.5 here"),
+            ({"seed": 1}, BRIEF, {}, "training.seed is 0 there and 1 here"),
         ],
     )
     def test_another_run_is_refused_and_the_difference_named(
@@ -136,12 +174,12 @@ class TestResuming:
 
     def test_differences_between_maps(self) -> None:
         assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}, "d": 3}) == [
-            "a.c was 2 there and is None here", "d was None there and is 3 here",
+            "a.c is 2 there and None here", "d is None there and 3 here",
         ]  # fmt: skip
 
 
 class TestTheActor:
-    def test_it_is_blind_to_the_truth_and_the_critic_is_not(self, eyes: Eyes, actor: ActorCritic) -> None:
+    def test_it_is_blind_to_the_truth_and_the_critic_is_not(self, eyes: EncodedVecEnv, actor: ActorCritic) -> None:
         seen = {name: torch.from_numpy(values) for name, values in eyes.reset().items()}
         told = {**seen, "truth": seen["truth"] + 1}
         shown = {**seen, "features": seen["features"] + 1}
@@ -152,9 +190,9 @@ class TestTheActor:
             assert (actor.predict_values(told) != actor.predict_values(seen)).any()
             assert (actor.predict_values(shown) == actor.predict_values(seen)).all()
 
-    def test_the_network_with_its_head_acts_as_it_does(self, eyes: Eyes, actor: ActorCritic) -> None:
+    def test_the_network_with_its_head_acts_as_it_does(self, eyes: EncodedVecEnv, actor: ActorCritic) -> None:
         """From the same observations, through the way that evaluation goes."""
-        give_head(actor, eyes.network)
+        copy_actor_to_head(actor, eyes.network)
         seen = eyes.reset()
         raw = eyes.take_frames()
         wanted, _ = actor.predict(seen, deterministic=True)
@@ -163,10 +201,10 @@ class TestTheActor:
         policy.reset([type("Start", (), {"instruction": text})() for text in words])
         np.testing.assert_allclose(policy.act(raw), wanted, atol=1e-6)
 
-    def test_it_can_begin_as_a_cloned_policy(self, eyes: Eyes, actor: ActorCritic, tmp_path: Path) -> None:
+    def test_it_can_begin_as_a_cloned_policy(self, eyes: EncodedVecEnv, actor: ActorCritic, tmp_path: Path) -> None:
         cloned = load_trained(save_tiny(tmp_path / "cloned"))
         training = Reinforcement(rl_card(RECIPE.model_copy(update={"init": str(tmp_path / "cloned")})), BRIEF, tmp_path)
-        take_head(actor, training.network)
+        copy_head_to_actor(training.network, actor)
         raw = training_env(BRIEF, {"wrist": PYRAMID}).reset(seed=0)[0]
         batch = {name: values[None] for name, values in raw.items() if name not in ("landmarks", "instruction")}
         words = torch.zeros(1, 128, dtype=torch.int64)
@@ -177,42 +215,42 @@ class TestTheActor:
     def test_another_shape_cannot_be_begun_with(self, tmp_path: Path) -> None:
         folder = save_tiny(tmp_path / "wide", width=32)
         recipe = RECIPE.model_copy(update={"init": str(folder)})
-        with pytest.raises(UserError, match="has another shape than this arm, for example in action_head"):
+        with pytest.raises(UserError, match=r"is a policy of another arm: network\.width is 32 there and 16 here"):
             Reinforcement(rl_card(recipe), BRIEF, tmp_path)
 
 
 class TestTheEncoder:
-    def frames(self, eyes: Eyes) -> Frames:
+    def frames(self, eyes: EncodedVecEnv) -> Frames:
         eyes.reset()
         for _ in range(6):
             eyes.step(np.stack([eyes.action_space.sample() for _ in range(2)]))
         return eyes.take_frames()
 
-    def test_it_learns_where_things_are_from_frames(self, eyes: Eyes) -> None:
+    def test_it_learns_where_things_are_from_frames(self, eyes: EncodedVecEnv) -> None:
         frames = self.frames(eyes)
-        recipe = RECIPE.model_copy(update={"first_updates": 200, "matrix_rate": 5e-3, "learning_rate": 5e-3})
-        lessons = Perception(eyes.network, recipe, make_task("reach"))
+        recipe = RECIPE.model_copy(update={"pretraining_updates": 200, "matrix_rate": 5e-3, "learning_rate": 5e-3})
+        lessons = LandmarkRegression(eyes.network, recipe, make_task("reach"))
         lessons.scenes = frames
         errors = [lessons.learn(30, np.random.default_rng(i))["loss"] for i in range(5)]
         assert errors[-1] < 0.6 * errors[0]
 
-    def test_lessons_leave_the_frames_as_they_were(self, eyes: Eyes) -> None:
+    def test_lessons_leave_the_frames_as_they_were(self, eyes: EncodedVecEnv) -> None:
         frames = self.frames(eyes)
         before = copy.deepcopy(frames)
-        lessons = Perception(eyes.network, RECIPE, make_task("reach"))
+        lessons = LandmarkRegression(eyes.network, RECIPE, make_task("reach"))
         lessons.scenes = frames
         lessons.learn(2, np.random.default_rng(0), rollout=frames)
         assert all(np.array_equal(frames[name], before[name], equal_nan=name == "landmarks") for name in frames)
 
-    def test_looking_around_shows_as_many_scenes_as_it_says(self) -> None:
+    def test_random_frames_are_of_as_many_scenes_as_asked_for(self) -> None:
         """A frame depends on its number alone, whoever renders it; scenes and places differ."""
-        frames = look_around("reach", {"wrist": PYRAMID}, 6, 0, workers=0)
+        frames = random_frames("reach", {"wrist": PYRAMID}, 6, 0, workers=0)
         assert len({text.tobytes() for text in frames["instruction"]}) > 2
         assert np.std(frames["proprio"][:, :3], axis=0).min() > 0.005
-        fewer = look_around("reach", {"wrist": PYRAMID}, 3, 0, workers=1)
+        fewer = random_frames("reach", {"wrist": PYRAMID}, 3, 0, workers=1)
         assert all(np.array_equal(fewer[name], frames[name][:3], equal_nan=name == "landmarks") for name in frames)
 
-    def test_frames_are_taken_once(self, eyes: Eyes) -> None:
+    def test_frames_are_taken_once(self, eyes: EncodedVecEnv) -> None:
         assert len(self.frames(eyes)["landmarks"]) == 14
         eyes.reset()
         assert len(eyes.take_frames()["landmarks"]) == 2
@@ -234,6 +272,20 @@ class TestTheEncoder:
         before = weight.clone()
         model.learn(8)
         assert (weight != before).any()
+        env.close()
+
+    def test_stable_baselines_leaves_trained_weights_alone(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        save_tiny(tmp_path)
+        monkeypatch.setattr("mrvlm_sim.training.rl.features.arm_card", lambda arm: (tiny_card(), tmp_path))
+        env = training_env(BRIEF, {"wrist": PYRAMID}).env
+        extractor = {
+            "features_extractor_class": TokenFeatures,
+            "features_extractor_kwargs": {"arm": "x", "trained": True},
+        }
+        model = PPO("MultiInputPolicy", env, policy_kwargs=extractor, device="cpu")
+        assert same(model.policy.features_extractor.network.state_dict(), load_trained(tmp_path).network.state_dict())
         env.close()
 
     def test_other_eyes_are_refused(self) -> None:
@@ -263,7 +315,7 @@ class TestTheEnvironments:
         with pytest.raises(UserError, match="made by metaworld"):
             Reinforcement(rl_card(), "metaworld/reach-v3", tmp_path)
 
-    def test_the_last_observation_of_an_episode_has_its_truth(self, eyes: Eyes) -> None:
+    def test_the_last_observation_of_an_episode_has_its_truth(self, eyes: EncodedVecEnv) -> None:
         eyes.reset()
         steps = [eyes.step(np.zeros((2, 5), np.float32)) for _ in range(12)]
         assert not any(dones.any() for _, _, dones, _ in steps[:-1])
@@ -274,12 +326,17 @@ class TestTheEnvironments:
             assert info["terminal_observation"]["truth"].shape == (eyes.truth_size,)
             assert np.abs(info["terminal_observation"]["truth"]).sum() > 0
 
-    def test_truth_is_that_of_the_simulation(self, eyes: Eyes) -> None:
+    def test_truth_is_that_of_the_simulation(self, eyes: EncodedVecEnv) -> None:
         truth, landmarks = eyes.reset()["truth"], eyes.take_frames()["landmarks"]
         there = np.isfinite(landmarks[..., 0])
         assert (truth[:, 30:40] == there).all()
         np.testing.assert_allclose(truth[:, :3], landmarks[:, 0] / 0.1, rtol=1e-5)
         assert (truth[:, :30].reshape(2, 10, 3)[~there] == 0).all()
+
+    @pytest.mark.parametrize(("name", "size"), [("landmarks", 4), ("proprio_size", 9), ("action_size", 4)])
+    def test_a_network_of_other_sizes_is_refused(self, name: str, size: int, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=f"the arm's network has {name} = {size}, "):
+            Reinforcement(rl_card(**{name: size}), BRIEF, tmp_path)
 
 
 class TestTheRecipe:
@@ -313,7 +370,9 @@ class TestTheRecipe:
                 validate_card(tmp_path, values | {"training": training | changed}, PolicyCard)
 
     def test_steps_are_whole_segments(self) -> None:
-        with pytest.raises(UserError, match="steps must be a multiple of environments x rollout x segment = 8192"):
+        with pytest.raises(
+            UserError, match="steps must be a multiple of environments x rollout x segment = 8192, not 1000"
+        ):
             reinforcement_card("uniform-49", "reach", "ppo", None, {"steps": 1000})
 
 
@@ -321,7 +380,7 @@ def test_what_is_saved_is_a_policy_like_any_other(trained: Reinforcement) -> Non
     policy = load_trained(finish(trained))
     assert policy.card.training == trained.recipe
     assert "reinforcement" in (trained.folder / "policy" / "README.md").read_text()
-    env, again = make_env(BRIEF), trained.policy()
+    env, again = make_env(BRIEF), trained.policy
     records = [run_episode(env, BRIEF, p, "p", Condition(), 0, 0) for p in (policy, again)]
     env.close()
     assert records[0].error == ""
@@ -332,9 +391,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mrvlm_sim.training.rl.recipe.reinforcement_card", lambda *_: rl_card())
     arguments = ["train", "rl", "--env", BRIEF, "--arm", "x", "--output", str(tmp_path), "--eval-episodes", "0"]
     first = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert "evaluate it with mrvlm-sim eval" in first.output
-    assert (tmp_path / "policy" / "model.safetensors").is_file()
+    assert f"evaluate it with mrvlm-sim eval --env {BRIEF} --policy" in first.output
+    weights = (tmp_path / "policy" / "model.safetensors").read_bytes()
     assert "resuming after step 96" in CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    assert (tmp_path / "policy" / "model.safetensors").read_bytes() == weights
 
 
 def test_an_instruction_survives_being_a_feature() -> None:

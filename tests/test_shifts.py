@@ -140,13 +140,16 @@ def test_textures_move_with_what_they_are_on(name: str) -> None:
         begun.reset(seed=0)
         patterns = [thing for thing in env.renderer.decor if thing.on is not None]
         env.scene.data.geom_xpos[:] += np.array([0.0, 0.1, 0.0])
+        env.scene.data.geom_xmat[:] = [0, -1, 0, 1, 0, 0, 0, 0, 1]
         env.renderer.frame("scene", 32)
         drawn = env.renderer._scene.geoms[env.renderer._scene.ngeom - len(patterns) : env.renderer._scene.ngeom]
         for thing, geom in zip(patterns, drawn, strict=True):
             assert env.model.geom_matid[thing.on] < 0
-            assert (
-                np.linalg.norm(geom.pos - env.scene.data.geom_xpos[thing.on]) < env.model.geom_rbound[thing.on] + 1e-6
-            )
+            x, y, z = thing.place
+            away = geom.pos - env.scene.data.geom_xpos[thing.on]
+            np.testing.assert_allclose(away, [-y, x, z], atol=1e-6)
+            assert np.linalg.norm(away) < env.model.geom_rbound[thing.on]
+            np.testing.assert_allclose(geom.mat, [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-6)
         assert bool(patterns) == (name != "read_mark")
 
 

@@ -22,7 +22,7 @@ from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.bc import Cloning, shares
 from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
-from mrvlm_sim.training.trainer import schedule
+from mrvlm_sim.training.optimisation import schedule
 from mrvlm_sim.training.views import MarginViews, kept_frames, margins, render_views
 from mrvlm_sim.vision import Jitter, Pyramid, unpatchify
 

@@ -32,8 +32,8 @@ class CloningRecipe(Card):
 class ReinforcementRecipe(Card):
     """Reinforcement learning by stable-baselines3; what is not its default says where it comes from.
 
-    "Measured" is on `reach` from true landmarks: all of the last 100 episodes succeeded after 16,000 steps with the four
-    values so marked, 42 % after 24,000 with a rate of 3e-4, discount and lambda of 0.95 and a log_std of -0.5.
+    "Measured" is on `reach` from true landmarks: all of the last 100 episodes succeeded after 16,000 steps with the
+    four values so marked, 42 % after 24,000 with a rate of 3e-4, discount and lambda of 0.95 and a log_std of -0.5.
     """
 
     method: Literal["ppo"]
@@ -49,14 +49,15 @@ class ReinforcementRecipe(Card):
     clip_range: Positive = 0.2
     entropy: Annotated[float, Field(ge=0)] = 0.0
     log_std: float = -1.0  # of the exploration's noise at the start, per unit of action; measured
-    scenes: PositiveInt = 4000  # looked at once before anything is learned
-    first_updates: Annotated[int, Field(ge=0)] = 1200  # of the encoder on them, before the first rollout
+    pretraining_scenes: PositiveInt = 4000  # of which one frame each is seen
+    pretraining_updates: Annotated[int, Field(ge=0)] = 1500  # of the encoder on them, before the first rollout
     encoder_updates: PositiveInt = 16  # after each rollout, half on its frames and half on those scenes
-    encoder_batch: PositiveInt = 32
+    encoder_batch: Annotated[int, Field(ge=4)] = 32
     matrix_rate: Positive = 2e-3  # of the encoder, as in cloning
     learning_rate: Positive = 6e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    init: str | None = None  # the policy it began as
+    init: str | None = None  # the policy it began as, and the hash of its weights
+    init_sha256: str | None = None
     seed: Seed = 0
 
     @model_validator(mode="after")

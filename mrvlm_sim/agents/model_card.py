@@ -25,7 +25,7 @@ METHODS = {
     ),
     ReinforcementRecipe: (
         "reinforcement learning (PPO) by dense reward, its encoder by where things are in the simulation",
-        "for {training.steps} steps, after a look at {training.scenes} scenes",
+        "for {training.steps} steps, its encoder before on {training.pretraining_scenes} scenes",
     ),
 }
 
@@ -40,4 +40,6 @@ def model_card(card: PolicyCard) -> str:
     tasks = ", ".join(f"`{name}`" for name in card.environments)
     method, budget = METHODS[type(card.training)]
     named = {"tasks": f"task{'s' * (len(card.environments) > 1)} {tasks}", "eyes": "; ".join(cameras)}
+    if isinstance(card.training, ReinforcementRecipe) and card.training.init is not None:
+        budget += ", beginning as `{training.init}`"
     return TEXT.format(**dict(card), **named, method=method, budget=budget.format(training=card.training))

@@ -127,17 +127,17 @@ def train_rl(
     name = f"{algo}-{split_settings(env)[0]}-{arm}-{card.training.seed}".replace("/", "-")
     torch.set_num_threads(threads)
     training = Reinforcement(card, env, output or runs_folder() / name)
-    if training.steps:
-        console.print(f"resuming after step {training.steps}")
+    if training.saved:
+        console.print(f"resuming after step {training.saved}")
     look = (lambda policy: quick_success(policy, [env], eval_episodes)) if eval_episodes else None
     try:
         with bar("steps", training.recipe.steps) as advance:
             training.run(look, log_updates(advance))
     except KeyboardInterrupt:
-        console.print(f"saved up to step {training.steps}; the same command goes on from there")
+        console.print(f"saved up to step {training.saved}; the same command goes on from there")
         raise
     folder = finish(training)
-    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
+    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}", markup=False)
 
 
 def _demonstrations(folders: "Folders", card: "PolicyCard", env: str) -> "Demonstrations":

@@ -1,9 +1,10 @@
-"""How fast reinforcement learning goes, and where its time goes: simulation, tokens, forward, backward."""
+"""How fast reinforcement learning goes, and where its time goes: simulation, tokens, the encoder both ways, PPO."""
 
 import time
+from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -11,18 +12,20 @@ from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
 from mrvlm_sim.evaluation.bench_tasks import timed
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.tasks import make_task
-from mrvlm_sim.training.rl.envs import Eyes, vector_env
-from mrvlm_sim.training.rl.perception import Perception
+from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
+from mrvlm_sim.training.rl.envs import EncodedVecEnv, vector_env
+from mrvlm_sim.training.rl.ppo import EncoderPPO, make_ppo
 from mrvlm_sim.training.rl.recipe import reinforcement_card
-from mrvlm_sim.training.rl.session import make_ppo
 
 ENVIRONMENT = "reach"
 ARMS = ("uniform-256", "uniform-49", "pyramid-48-embedded", "pyramid-48-cross")
 ENVIRONMENTS = 2  # side by side
+PARTS = ("simulation", "tokens", "forward", "backward", "ppo")  # forward and backward: of the encoder
+Seconds = dict[str, float]
 
 
 def reinforcement(rollout: int) -> pd.DataFrame:
-    """A line per arm, from one rollout of so many steps of two environments with all the updates that follow it."""
+    """A line per arm, from one rollout of so many steps of two environments, with its part of the recipe's updates."""
     return pd.DataFrame([{"arm": arm, **_measured(arm, rollout)} for arm in ARMS])
 
 
@@ -30,65 +33,62 @@ def _measured(arm: str, rollout: int) -> dict[str, str]:
     card = reinforcement_card(arm, ENVIRONMENT, "ppo", None, {})
     assert isinstance(card.training, ReinforcementRecipe)
     share = ENVIRONMENTS * rollout / (card.training.environments * card.training.rollout)
-    recipe = card.training.model_copy(
-        update={"environments": ENVIRONMENTS, "rollout": rollout, "batch": rollout, "segment": 1}
-    )
-    alone, spent = _rollout(card, recipe, processes=False)
-    beside, _ = _rollout(card, recipe, processes=True)
-    encoder = spent["encoder update"] * recipe.encoder_updates * share
-    parts = {
-        "simulation": spent["simulation"],
-        "tokens": spent["looking"],
-        "forward": spent["forward"] + encoder * spent["forward share"],
-        "backward": encoder * (1 - spent["forward share"]) + spent["ppo"],
-    }
-    shares = {f"% {name}": f"{100 * seconds / sum(parts.values()):.0f}" for name, seconds in parts.items()}
-    minibatches = recipe.epochs * ENVIRONMENTS * rollout / recipe.batch
+    changed = {"environments": ENVIRONMENTS, "rollout": rollout, "batch": ENVIRONMENTS * rollout, "segment": 1}
+    recipe = card.training.model_copy(update=changed)
+    alone, beside = (_rollout(card, recipe, processes) for processes in (False, True))
+    spent = {part: alone[part] for part in PARTS}
+    spent["forward"] += share * alone["updates' forward"]
+    spent["backward"] = share * (alone["updates"] - alone["updates' forward"])
     return {
-        "steps/s": f"{alone:.0f}",
-        "steps/s, 2 processes": f"{beside:.0f}",
-        **shares,
-        "encoder updates/s": f"{1 / spent['encoder update']:.1f}",
-        "PPO updates/s": f"{minibatches / spent['ppo']:.0f}",
+        "steps/s": f"{ENVIRONMENTS * rollout / alone['acting']:.0f}",
+        "steps/s, 2 processes": f"{ENVIRONMENTS * rollout / beside['acting']:.0f}",
+        **{f"% {part}": f"{100 * spent[part] / sum(spent.values()):.0f}" for part in PARTS},
+        "encoder updates/s": f"{recipe.encoder_updates / alone['updates']:.1f}",
+        "PPO updates/s": f"{recipe.epochs / alone['ppo updates']:.0f}",
     }
 
 
-def _rollout(card: PolicyCard, recipe: ReinforcementRecipe, processes: bool) -> tuple[float, dict[str, float]]:
-    """Steps per second with no updates, and seconds of the parts; those of the simulation in this process only."""
+def _rollout(card: PolicyCard, recipe: ReinforcementRecipe, processes: bool) -> Seconds:
+    """Seconds of one rollout's parts; what the simulation spends is only known of environments in this process."""
     torch.manual_seed(0)
-    network, spent = PolicyNetwork(card.cameras, card.network), {"forward": 0.0, "looking": 0.0, "ppo": 0.0, "all": 0.0}
+    network = PolicyNetwork(card.cameras, card.network)
     environments = vector_env(ENVIRONMENT, card.cameras, ENVIRONMENTS, processes)
-    with closing(Eyes(environments, network)) as eyes:
-        model = make_ppo(eyes, Perception(network, recipe, make_task(ENVIRONMENT)), recipe)
-        eyes.reset()
-        eyes.step(np.zeros((ENVIRONMENTS, 5), np.float32))  # warm-up: contexts, caches
-        model.perception.scenes = eyes.take_frames()
-        network.perceive = timed(network.perceive, spent, "forward")  # type: ignore[method-assign]
-        if not processes:
-            for wrapped in environments.unwrapped.envs:  # type: ignore[attr-defined]
-                wrapped.env.look = timed(wrapped.env.look, spent, "looking")
-        model.perception.learn = _learning(model.perception, spent)  # type: ignore[method-assign]
-        model.train = timed(model.train, spent, "ppo")  # type: ignore[method-assign]
+    with closing(EncodedVecEnv(environments, network)) as encoded:
+        model = make_ppo(encoded, LandmarkRegression(network, recipe, make_task(ENVIRONMENT)), recipe)
+        encoded.reset()  # warm-up: contexts, caches
+        model.regression.scenes = encoded.take_frames()
+        spent = _watched(model, environments.unwrapped.envs if not processes else [])  # type: ignore[attr-defined]
         started = time.perf_counter()
         model.learn(recipe.environments * recipe.rollout)
-        spent["all"] = time.perf_counter() - started
-    spent["ppo"] -= spent["lessons"]
-    acting = spent["all"] - spent["ppo"] - spent["lessons"]
-    spent["simulation"] = acting - spent["forward"] - spent["looking"]
-    return recipe.environments * recipe.rollout / acting, spent
+        everything = time.perf_counter() - started
+    spent["acting"] = everything - spent["training"]
+    spent["ppo updates"] = spent["training"] - spent["updates"]
+    spent["ppo"] = spent["ppo updates"] + spent["acting"] - spent["steps"] - spent["forward"]
+    spent["simulation"] = spent["steps"] - spent["tokens"]
+    return spent
 
 
-def _learning(perception: Perception, spent: dict[str, float]):  # type: ignore[no-untyped-def]
-    """`Perception.learn` with its times: of one update, and the forward's share of it; its forwards count there."""
-    learn = perception.learn
+def _watched(model: EncoderPPO, environments: list[Any]) -> Seconds:
+    """What is going to be spent on which part of the model's learning."""
+    spent = dict.fromkeys(("steps", "tokens", "forward", "training", "updates", "updates' forward", "backward"), 0.0)
+    spent |= {"simulation": 0.0, "ppo": 0.0}
+    encoded, network = model.encoded, model.encoded.network
+    encoded.venv.step_wait = timed(encoded.venv.step_wait, spent, "steps")  # type: ignore[method-assign]
+    encoded._see = timed(encoded._see, spent, "forward")  # type: ignore[method-assign]
+    for environment in environments:
+        environment.env.look = timed(environment.env.look, spent, "tokens")
+    perceive = network.perceive
 
-    def measured(updates, rng, rollout):  # type: ignore[no-untyped-def]
-        before, started = spent["forward"], time.perf_counter()
-        figures = learn(updates, rng, rollout)
-        spent["lessons"] = time.perf_counter() - started
-        spent["encoder update"] = spent["lessons"] / updates
-        spent["forward share"] = (spent["forward"] - before) / spent["lessons"]
-        spent["forward"] = before
-        return figures
+    def learning(learn: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            network.perceive = timed(perceive, spent, "updates' forward")  # type: ignore[method-assign]
+            try:
+                return learn(*arguments)
+            finally:
+                network.perceive = perceive  # type: ignore[method-assign]
 
-    return measured
+        return timed(watched, spent, "updates")
+
+    model.regression.learn = learning(model.regression.learn)  # type: ignore[method-assign]
+    model.train = timed(model.train, spent, "training")  # type: ignore[method-assign]
+    return spent

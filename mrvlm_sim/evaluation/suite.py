@@ -57,6 +57,8 @@ def condition_table(runs: Runs, reference: str) -> pd.DataFrame:
 
 def write_suite(folder: Path, tables: Sequence[pd.DataFrame]) -> None:
     """Write `suite.md` and `suite.csv`, and of a second table `conditions.md` and `conditions.csv`."""
+    for stale in ("conditions.md", "conditions.csv"):
+        (folder / stale).unlink(missing_ok=True)
     for name, table in zip(("suite", "conditions"), tables, strict=False):
         write_atomically(folder / f"{name}.md", table.to_markdown(index=False) + "\n")
         write_atomically(folder / f"{name}.csv", table.to_csv(index=False))

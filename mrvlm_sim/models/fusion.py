@@ -26,12 +26,11 @@ def box_features(boxes: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """What all fusions have."""
-
-    stream: list[int]  # indices of the patches that come out
+    """What all fusions have: `stream`, the indices of the patches that come out; all, unless one says otherwise."""
 
     def __init__(self, token_levels: list[int], config: NetworkConfig) -> None:
         super().__init__()
+        self.stream = list(range(len(token_levels)))
 
 
 class Sequence(Fusion):
@@ -39,7 +38,6 @@ class Sequence(Fusion):
 
     def __init__(self, token_levels: list[int], config: NetworkConfig) -> None:
         super().__init__(token_levels, config)
-        self.stream = list(range(len(token_levels)))
         self.index = nn.Parameter(0.02 * torch.randn(len(token_levels), config.width))
 
     def forward(self, x: Tensor, boxes: Tensor, context: Tensor) -> Tensor:
@@ -51,7 +49,6 @@ class Embedded(Fusion):
 
     def __init__(self, token_levels: list[int], config: NetworkConfig) -> None:
         super().__init__(token_levels, config)
-        self.stream = list(range(len(token_levels)))
         self.index = nn.Parameter(0.02 * torch.randn(len(token_levels), config.width))
         self.level = nn.Embedding(max(token_levels) + 1, config.width)
         self.box = nn.Linear(BOX_FEATURES, config.width)

@@ -9,7 +9,6 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from torch import Tensor, nn
 
 from mrvlm_sim.models import PolicyNetwork
-from mrvlm_sim.models.heads import ActionHead
 
 
 class TwoStreams(nn.Module):
@@ -31,7 +30,7 @@ class TwoStreams(nn.Module):
 
 
 class ActorCritic(MultiInputActorCriticPolicy):
-    """For the observations of `Eyes`: `features` for the actor, `truth` for the critic."""
+    """For the observations of `EncodedVecEnv`: `features` for the actor, `truth` for the critic."""
 
     def __init__(self, *args, hidden: int, **kwargs) -> None:  # type: ignore[no-untyped-def]
         self._hidden = hidden
@@ -48,22 +47,18 @@ def _hidden(inputs: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(layers[0], nn.GELU(approximate="tanh"), layers[1], nn.GELU(approximate="tanh"))
 
 
-def give_head(policy: ActorCritic, network: PolicyNetwork) -> None:
-    """The actor's weights become those of the network's action head."""
-    _copy(_actor_layers(policy), _head_layers(network.action_head))
+def copy_actor_to_head(policy: ActorCritic, network: PolicyNetwork) -> None:
+    """So that the network acts as the actor does."""
+    _copy(_actor_layers(policy), _linear(network.action_head.layers))
 
 
-def take_head(policy: ActorCritic, network: PolicyNetwork) -> None:
-    """The network's action head becomes the actor; of a chunk of actions, the first."""
-    _copy(_head_layers(network.action_head), _actor_layers(policy))
+def copy_head_to_actor(network: PolicyNetwork, policy: ActorCritic) -> None:
+    """So that the actor acts as the network does."""
+    _copy(_linear(network.action_head.layers), _actor_layers(policy))
 
 
 def _actor_layers(policy: ActorCritic) -> list[nn.Linear]:
     return [*_linear(policy.mlp_extractor.policy_net), *_linear(policy.action_net)]
-
-
-def _head_layers(head: ActionHead) -> list[nn.Linear]:
-    return _linear(head.layers)
 
 
 def _linear(module: nn.Module) -> list[nn.Linear]:
@@ -73,5 +68,5 @@ def _linear(module: nn.Module) -> list[nn.Linear]:
 @torch.no_grad()
 def _copy(sources: list[nn.Linear], targets: list[nn.Linear]) -> None:
     for source, target in zip(sources, targets, strict=True):
-        target.weight.copy_(source.weight[: target.out_features])
-        target.bias.copy_(source.bias[: target.out_features])
+        target.weight.copy_(source.weight)
+        target.bias.copy_(source.bias)

@@ -1,9 +1,11 @@
 """The environments of reinforcement learning: side by side, with dense reward, seen through an arm's eyes.
 
 The encoder runs once a step, in batches over all environments, and what it makes of the tokens is what the algorithm
-of stable-baselines3 stores: its epochs then cost next to nothing.
+of stable-baselines3 stores: its epochs then cost next to nothing. (The encoder learns between rollouts, so the first
+step of a rollout is seen with what it knew before.)
 """
 
+import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -16,10 +18,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.gl import one_render_thread
-from mrvlm_sim.models import PolicyNetwork
+from mrvlm_sim.models import NetworkConfig, PolicyNetwork
 from mrvlm_sim.models.heads import LANDMARK_SCALE, feature_size
 from mrvlm_sim.seeding import integer_seed
-from mrvlm_sim.sim.env import ManipulationEnv
+from mrvlm_sim.sim.env import ACTION_SIZE, PROPRIO_SIZE, ManipulationEnv
 from mrvlm_sim.tasks import make_own_env, split_settings
 from mrvlm_sim.tasks.tabletop import LANDMARKS
 from mrvlm_sim.training.rl.features import network_inputs
@@ -50,6 +52,17 @@ def training_env(environment: str, cameras: Mapping[str, Pyramid]) -> gymnasium.
     return WithLandmarks(MultiResolutionTokens(own, cameras), own)
 
 
+def check_network(config: NetworkConfig, environment: str) -> None:
+    """
+    Raises:
+        UserError: the network's inputs or outputs are not those of the suite's environments, naming both sides.
+    """
+    given = {"proprio_size": PROPRIO_SIZE, "action_size": ACTION_SIZE, "landmarks": LANDMARKS}
+    for name, size in given.items():
+        if getattr(config, name) != size:
+            raise UserError(f"the arm's network has {name} = {getattr(config, name)}, {environment} gives {size}")
+
+
 def rewarded(environment: str) -> str:
     """The environment with its dense reward, unless its settings say which."""
     name, settings = split_settings(environment)
@@ -60,13 +73,13 @@ def rewarded(environment: str) -> str:
 
 def vector_env(environment: str, cameras: Mapping[str, Pyramid], count: int, processes: bool) -> VecEnv:
     """So many environments side by side, each in a process of its own or all in this one."""
-    makers: list[Callable[[], gymnasium.Env]] = [partial(_in_process, environment, dict(cameras))] * count
     if processes:
-        return VecMonitor(SubprocVecEnv(makers, start_method="spawn"))
-    return VecMonitor(DummyVecEnv(makers))
+        return VecMonitor(SubprocVecEnv([partial(_in_process, environment, dict(cameras))] * count, "spawn"))
+    return VecMonitor(DummyVecEnv([partial(training_env, environment, cameras)] * count))
 
 
 def _in_process(environment: str, cameras: Mapping[str, Pyramid]) -> gymnasium.Env:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that trains
     one_render_thread()
     return training_env(environment, cameras)
 
@@ -95,11 +108,13 @@ def probe(environment: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(proprio, axis=0), np.std(proprio, axis=0) + 1e-3
 
 
-class Eyes(VecEnvWrapper):
+class EncodedVecEnv(VecEnvWrapper):
     """What the encoder makes of tokens as `features`, for the actor, and the truth as `truth`, for the critic.
 
-    All frames are kept until `take_frames`.
+    All frames are kept until `take_frames`. `interrupted` is asked in every step, and ends it as KeyboardInterrupt.
     """
+
+    interrupted: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(self, venv: VecEnv, network: PolicyNetwork) -> None:
         config = network.config
@@ -116,6 +131,8 @@ class Eyes(VecEnvWrapper):
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
         observations, rewards, dones, infos = self.venv.step_wait()
+        if self.interrupted():  # not earlier: whoever is asked for a step must be heard, or closing would wait for ever
+            raise KeyboardInterrupt
         for info in infos:
             if (last := info.get("terminal_observation")) is not None:  # only the critic is asked about it
                 blind = np.zeros(feature_size(self.network.config), np.float32)

@@ -1,4 +1,4 @@
-"""The encoder's lessons: where things are, in scenes looked at beforehand and in rollouts; the simulation knows.
+"""The encoder's own task: where things are, in random scenes and in rollouts, which the simulation knows.
 
 The policy's gradient alone is too thin a signal to learn to see from (Jaderberg et al., "Reinforcement learning with
 unsupervised auxiliary tasks", 2017): the encoder learns by this alone, and the actor from what it makes of the tokens.
@@ -12,22 +12,24 @@ from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.sim.env import Task
 from mrvlm_sim.sim.suite_env import encode_instruction
 from mrvlm_sim.training.bc import RELABELLED, landmark_loss
+from mrvlm_sim.training.optimisation import Optimisation
 from mrvlm_sim.training.rl.envs import Frames
 from mrvlm_sim.training.rl.features import network_inputs
-from mrvlm_sim.training.trainer import make_optimisers, schedule
 
 
-class Perception:
-    """Teaches a network where the landmarks are."""
+class LandmarkRegression:
+    """Teaches a network where the landmarks are.
 
-    scenes: Frames  # that it can always be shown again, to be set before it learns
+    Muon for the patch embedding, too: of `reach`, after 500 updates, the error was 105 mm with it and 122 without.
+    """
+
+    scenes: Frames  # frames that it can always be shown again, to be set before it learns
 
     def __init__(self, network: PolicyNetwork, recipe: ReinforcementRecipe, task: Task) -> None:
-        self.network, self.recipe, self.task = network, recipe, task
+        self.network, self.recipe, self.task, self.updates = network, recipe, task, 0
         rollouts = recipe.steps // (recipe.environments * recipe.rollout)
-        self.planned, self.updates = recipe.first_updates + rollouts * recipe.encoder_updates, 0
-        self.optimisers = make_optimisers(network, recipe)
-        self._peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
+        self.planned = recipe.pretraining_updates + rollouts * recipe.encoder_updates
+        self.optimisation = Optimisation(network, recipe, muon_patches=True)
 
     def learn(self, updates: int, rng: np.random.Generator, rollout: Frames | None = None) -> dict[str, float]:
         """Some updates, half of every batch from the rollout if there is one; returns mean errors."""
@@ -43,10 +45,6 @@ class Perception:
         return {name: np.concatenate([frames[name][chosen] for frames, chosen in drawn]) for name in self.scenes}
 
     def _update(self, batch: Frames, rng: np.random.Generator) -> tuple[float, float]:
-        for optimiser, peaks in zip(self.optimisers, self._peaks, strict=True):
-            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * schedule(min(1.0, self.updates / self.planned))
-        self.updates += 1
         some = round(RELABELLED * self.recipe.encoder_batch)
         said, batch["landmarks"][:some] = self.task.relabel(batch["landmarks"][:some], rng)
         batch["instruction"][:some] = [encode_instruction(text) for text in said]
@@ -55,10 +53,7 @@ class Perception:
         with torch.autocast("cpu", torch.bfloat16):
             _, found = self.network.perceive(*network_inputs(self.network, tensors))
         loss = landmark_loss(found, true)
-        self.network.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        self.optimisation.step(loss, min(1.0, self.updates / self.planned))
+        self.updates += 1
         named = (found.detach() - true)[:, 0].norm(dim=-1)
         return loss.item(), 1000 * named[some:].nanmean().item()
