@@ -37,7 +37,7 @@ class ReinforcementRecipe(Card):
     """
 
     method: Literal["ppo"]
-    steps: PositiveInt = 49_152  # of all environments together
+    steps: PositiveInt = 40_960  # of all environments together
     environments: PositiveInt = 8  # side by side
     rollout: PositiveInt = 128  # steps of each between updates
     segment: PositiveInt = 8  # rollouts between checkpoints; every one begins with new episodes
@@ -50,7 +50,7 @@ class ReinforcementRecipe(Card):
     entropy: Annotated[float, Field(ge=0)] = 0.0
     log_std: float = -1.0  # of the exploration's noise at the start, per unit of action; measured
     pretraining_scenes: PositiveInt = 4000  # of which one frame each is seen
-    pretraining_updates: Annotated[int, Field(ge=0)] = 1500  # of the encoder on them, before the first rollout
+    pretraining_updates: Annotated[int, Field(ge=0)] = 2000  # of the encoder on them, before the first rollout
     encoder_updates: PositiveInt = 16  # after each rollout, half on its frames and half on those scenes
     encoder_batch: Annotated[int, Field(ge=4)] = 32
     matrix_rate: Positive = 2e-3  # of the encoder, as in cloning
