@@ -2,8 +2,8 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-import gymnasium
 import pandas as pd
 import pytest
 
@@ -27,13 +27,16 @@ def test_the_custom_policy_runs_and_is_short(tmp_path: Path, env: ManipulationEn
     assert record.steps > 0
 
 
-def test_the_wrapper_example_runs() -> None:
+def test_the_wrapper_examples_run() -> None:
     source = next(block for block in PYTHON if "gymnasium.make" in block)
-    namespace: dict[str, gymnasium.Env] = {}
+    namespace: dict[str, Any] = {}
     exec(source, namespace)
     observation, _ = namespace["env"].reset(seed=0)
-    namespace["env"].close()
     assert observation["wrist/tokens"].shape == (48, 32 * 32 * 3)
+    exec(next(block for block in PYTHON if "TokenFeatures" in block), namespace)
+    action, _ = namespace["model"].predict(observation)
+    assert action.shape == (5,)
+    namespace["env"].close()
 
 
 @pytest.mark.parametrize("run", ["clean", "attacked"])
