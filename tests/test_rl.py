@@ -15,7 +15,7 @@ from stable_baselines3 import PPO, SAC
 from tiny import PYRAMID, save_tiny, tiny_card
 from typer.testing import CliRunner
 
-from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
+from mrvlm_sim.agents.card import PolicyCard, PPORecipe, ReinforcementRecipe, SACRecipe
 from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.cards import validate_card
 from mrvlm_sim.cli import app
@@ -27,7 +27,7 @@ from mrvlm_sim.sim.suite_env import encode_instruction
 from mrvlm_sim.tasks import make_env, make_task
 from mrvlm_sim.tasks.reach import Reach
 from mrvlm_sim.training.reading import Lesson, Reading
-from mrvlm_sim.training.rl.actor_critic import ActorCritic, copy_actor_to_head, copy_head_to_actor
+from mrvlm_sim.training.rl.actor_critic import ActorCritic, SquashedActorCritic, copy_actor_to_head, copy_head_to_actor
 from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
 from mrvlm_sim.training.rl.envs import EncodedVecEnv, Frames, probe, rewarded, training_env, vector_env
 from mrvlm_sim.training.rl.features import TokenFeatures
@@ -38,16 +38,19 @@ from mrvlm_sim.vision import Pyramid
 
 pytestmark = pytest.mark.slow
 
-RECIPE = ReinforcementRecipe(
-    method="ppo", steps=96, environments=2, rollout=16, segment=1, epochs=2, batch=16,
-    pretraining_scenes=12, pretraining_updates=3, encoder_updates=2, encoder_batch=8,
-)  # fmt: skip
+BUDGET: dict[str, Any] = {
+    "steps": 96, "environments": 2, "rollout": 16, "segment": 1, "batch": 16, "pretraining_scenes": 12,
+    "pretraining_updates": 3, "encoder_updates": 2, "encoder_batch": 8,
+}  # fmt: skip
+RECIPE = PPORecipe(**BUDGET, epochs=2)
+SAC_RECIPE = SACRecipe(**BUDGET, learning_starts=20, gradient_steps=1, replay=80)  # fills and goes round
 BRIEF = "reach[max_steps=12]"
 Weights = dict[str, torch.Tensor]
+AnyActor = ActorCritic | SquashedActorCritic
 
 
 def rl_card(recipe: ReinforcementRecipe = RECIPE, **network: Any) -> PolicyCard:
-    card = tiny_card(chunk=1, **network)
+    card = tiny_card(chunk=1, squashed=recipe.method == "sac", **network)
     return card.model_copy(update={"training": recipe, "execute": 1, "environments": ["reach"]})
 
 
@@ -71,9 +74,16 @@ def eyes() -> EncodedVecEnv:
     return made
 
 
-@pytest.fixture
-def actor(eyes: EncodedVecEnv) -> ActorCritic:
-    return ActorCritic(eyes.observation_space, eyes.action_space, lambda _: 1e-3, hidden=32)
+@pytest.fixture(params=["ppo", "sac"])
+def actor(request: pytest.FixtureRequest, eyes: EncodedVecEnv) -> AnyActor:
+    kind = ActorCritic if request.param == "ppo" else SquashedActorCritic
+    return kind(eyes.observation_space, eyes.action_space, lambda _: 1e-3, hidden=32)
+
+
+def values_of(actor: AnyActor, seen: Weights) -> torch.Tensor:
+    if isinstance(actor, ActorCritic):
+        return actor.predict_values(seen)
+    return torch.cat(actor.critic(seen, torch.zeros(len(seen["truth"]), 5)))
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -81,17 +91,20 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 class TestResuming:
-    def test_stopped_and_resumed_is_uninterrupted_to_the_bit(self, trained: Reinforcement, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("recipe", [RECIPE, SAC_RECIPE], ids=["ppo", "sac"])
+    def test_stopped_and_resumed_is_uninterrupted_to_the_bit(self, recipe: ReinforcementRecipe, tmp_path: Path) -> None:
+        whole = train(tmp_path / "whole", recipe)
+
         def stop(steps: int, figures: dict) -> None:
             if steps == 64:
                 raise KeyboardInterrupt
 
-        stopped = Reinforcement(rl_card(), BRIEF, tmp_path, processes=False)
+        stopped = Reinforcement(rl_card(recipe), BRIEF, tmp_path / "stopped", processes=False)
         with pytest.raises(KeyboardInterrupt):
             stopped.run(lambda policy: quick_success(policy, [BRIEF], 1), stop)
-        resumed = train(tmp_path)
-        assert same(resumed.network.state_dict(), trained.network.state_dict())
-        curves = [pd.read_csv(t.folder / "curve.csv").drop(columns="seconds") for t in (resumed, trained)]
+        resumed = train(tmp_path / "stopped", recipe)
+        assert same(resumed.network.state_dict(), whole.network.state_dict())
+        curves = [pd.read_csv(t.folder / "curve.csv").drop(columns="seconds") for t in (resumed, whole)]
         pd.testing.assert_frame_equal(*curves)
         assert curves[0]["steps"].tolist() == [32, 64, 96]
 
@@ -172,6 +185,10 @@ class TestResuming:
         with pytest.raises(UserError, match=message):
             Reinforcement(rl_card(RECIPE.model_copy(update=recipe), **network), environment, trained.folder)
 
+    def test_another_algorithm_is_refused(self, trained: Reinforcement) -> None:
+        with pytest.raises(UserError, match=r"training\.method is 'ppo' there and 'sac' here"):
+            Reinforcement(rl_card(SAC_RECIPE), BRIEF, trained.folder)
+
     def test_differences_between_maps(self) -> None:
         assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}, "d": 3}) == [
             "a.c is 2 there and None here", "d is None there and 3 here",
@@ -179,29 +196,32 @@ class TestResuming:
 
 
 class TestTheActor:
-    def test_it_is_blind_to_the_truth_and_the_critic_is_not(self, eyes: EncodedVecEnv, actor: ActorCritic) -> None:
+    def test_it_is_blind_to_the_truth_and_the_critic_is_not(self, eyes: EncodedVecEnv, actor: AnyActor) -> None:
         seen = {name: torch.from_numpy(values) for name, values in eyes.reset().items()}
         told = {**seen, "truth": seen["truth"] + 1}
         shown = {**seen, "features": seen["features"] + 1}
         with torch.no_grad():
-            act = lambda observed: actor.get_distribution(observed).distribution.mean  # noqa: E731
+            act = lambda observed: actor._predict(observed, deterministic=True)  # noqa: E731
             assert (act(told) == act(seen)).all()
             assert (act(shown) != act(seen)).any()
-            assert (actor.predict_values(told) != actor.predict_values(seen)).any()
-            assert (actor.predict_values(shown) == actor.predict_values(seen)).all()
+            assert (values_of(actor, told) != values_of(actor, seen)).any()
+            assert (values_of(actor, shown) == values_of(actor, seen)).all()
 
-    def test_the_network_with_its_head_acts_as_it_does(self, eyes: EncodedVecEnv, actor: ActorCritic) -> None:
+    def test_the_network_with_its_head_acts_as_it_does(self, eyes: EncodedVecEnv, actor: AnyActor) -> None:
         """From the same observations, through the way that evaluation goes."""
         copy_actor_to_head(actor, eyes.network)
         seen = eyes.reset()
         raw = eyes.take_frames()
         wanted, _ = actor.predict(seen, deterministic=True)
-        policy = TrainedPolicy(rl_card(), copy.deepcopy(eyes.network), torch.device("cpu"))
+        config = eyes.network.config.model_copy(update={"squashed": isinstance(actor, SquashedActorCritic)})
+        network = PolicyNetwork({"wrist": PYRAMID}, config)
+        network.load_state_dict(eyes.network.state_dict())
+        policy = TrainedPolicy(rl_card(), network, torch.device("cpu"))
         words = [bytes(row).rstrip(b"\0").decode() for row in raw["instruction"]]
         policy.reset([type("Start", (), {"instruction": text})() for text in words])
         np.testing.assert_allclose(policy.act(raw), wanted, atol=1e-6)
 
-    def test_it_can_begin_as_a_cloned_policy(self, eyes: EncodedVecEnv, actor: ActorCritic, tmp_path: Path) -> None:
+    def test_it_can_begin_as_a_cloned_policy(self, eyes: EncodedVecEnv, actor: AnyActor, tmp_path: Path) -> None:
         cloned = load_trained(save_tiny(tmp_path / "cloned"))
         training = Reinforcement(rl_card(RECIPE.model_copy(update={"init": str(tmp_path / "cloned")})), BRIEF, tmp_path)
         copy_head_to_actor(training.network, actor)
@@ -352,10 +372,20 @@ class TestTheRecipe:
         with pytest.raises(UserError, match=message):
             reinforcement_card("uniform-49", "reach", name, None, {})
 
+    def test_soft_actor_critic_squashes_its_actions_and_nothing_else_does(self, tmp_path: Path) -> None:
+        card = reinforcement_card("uniform-49", "reach", "sac", None, {})
+        assert card.network.squashed
+        values = card.model_dump(mode="json", exclude_none=True)
+        assert validate_card(tmp_path, values, PolicyCard) == card
+        values["network"]["squashed"] = False
+        with pytest.raises(UserError, match="squashed must be true for SAC"):
+            validate_card(tmp_path, values, PolicyCard)
+        assert "squashed" not in tiny_card().network.model_dump(), "cards of old stay what runs have kept of them"
+
     def test_a_card_of_the_arms_eyes_and_one_action_a_look(self) -> None:
         card = reinforcement_card("uniform-49", "reach", "ppo", None, {"seed": 3, "steps": None})
         assert (card.network.chunk, card.execute, card.environments) == (1, 1, ["reach"])
-        assert isinstance(card.training, ReinforcementRecipe)
+        assert isinstance(card.training, PPORecipe)
         assert card.training.seed == 3
 
     def test_faults_of_a_card_are_named_by_their_key(self, tmp_path: Path) -> None:

@@ -30,25 +30,15 @@ class CloningRecipe(Card):
 
 
 class ReinforcementRecipe(Card):
-    """Reinforcement learning by stable-baselines3; what is not its default says where it comes from.
+    """What all algorithms of stable-baselines3 need; a value that is not its default says where it comes from."""
 
-    "Measured" is on `reach` from true landmarks: all of the last 100 episodes succeeded after 16,000 steps with the
-    four values so marked, 42 % after 24,000 with a rate of 3e-4, discount and lambda of 0.95 and a log_std of -0.5.
-    """
-
-    method: Literal["ppo"]
+    method: str
     steps: PositiveInt = 40_960  # of all environments together
     environments: PositiveInt = 8  # side by side
-    rollout: PositiveInt = 128  # steps of each between updates
+    rollout: PositiveInt = 128  # steps of each after which the encoder learns
     segment: PositiveInt = 8  # rollouts between checkpoints; every one begins with new episodes
-    epochs: PositiveInt = 10
-    batch: PositiveInt = 256  # as Andrychowicz et al., "What matters in on-policy RL?", 2021, found no loss up to
-    policy_rate: Positive = 1e-3  # Adam's learning rate; measured
-    discount: Annotated[float, Field(gt=0, le=1)] = 0.9  # measured
-    gae_lambda: Annotated[float, Field(gt=0, le=1)] = 0.9  # measured
-    clip_range: Positive = 0.2
-    entropy: Annotated[float, Field(ge=0)] = 0.0
-    log_std: float = -1.0  # of the exploration's noise at the start, per unit of action; measured
+    batch: PositiveInt = 256
+    discount: Annotated[float, Field(gt=0, le=1)] = 0.9  # measured, see `PPORecipe`
     pretraining_scenes: PositiveInt = 4000  # of which one frame each is seen
     pretraining_updates: Annotated[int, Field(ge=0)] = 2000  # of the encoder on them, before the first rollout
     encoder_updates: PositiveInt = 16  # after each rollout, half on its frames and half on those scenes
@@ -61,14 +51,46 @@ class ReinforcementRecipe(Card):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _whole_rollouts(self) -> Self:
-        frames = self.environments * self.rollout
-        if self.steps % (frames * self.segment):
-            rule = f"environments x rollout x segment = {frames * self.segment}"
-            raise ValueError(f"steps must be a multiple of {rule}, not {self.steps}")
-        if frames % self.batch:
+    def _whole_segments(self) -> Self:
+        frames = self.environments * self.rollout * self.segment
+        if self.steps % frames:
+            raise ValueError(
+                f"steps must be a multiple of environments x rollout x segment = {frames}, not {self.steps}"
+            )
+        return self
+
+
+class PPORecipe(ReinforcementRecipe):
+    """Proximal policy optimisation (Schulman et al., 2017).
+
+    "Measured" is on `reach` from true landmarks: all of the last 100 episodes succeeded after 16,000 steps with the
+    four values so marked, 42 % after 24,000 with a rate of 3e-4, discount and lambda of 0.95 and a log_std of -0.5.
+    Batches of 256 lose nothing against 64 (Andrychowicz et al., "What matters in on-policy RL?", 2021).
+    """
+
+    method: Literal["ppo"] = "ppo"
+    epochs: PositiveInt = 10
+    policy_rate: Positive = 1e-3  # Adam's learning rate; measured
+    gae_lambda: Annotated[float, Field(gt=0, le=1)] = 0.9  # measured
+    clip_range: Positive = 0.2
+    entropy: Annotated[float, Field(ge=0)] = 0.0
+    log_std: float = -1.0  # of the exploration's noise at the start, per unit of action; measured
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if (frames := self.environments * self.rollout) % self.batch:
             raise ValueError(f"batch must divide environments x rollout = {frames}, not {self.batch}")
         return self
+
+
+class SACRecipe(ReinforcementRecipe):
+    """Soft actor-critic (Haarnoja et al., 2018)."""
+
+    method: Literal["sac"] = "sac"
+    policy_rate: Positive = 3e-4  # Adam's learning rate
+    replay: PositiveInt = 50_000  # steps that are kept: all, at these budgets
+    learning_starts: PositiveInt = 1000  # steps at random before anything is learned; ten times the default
+    gradient_steps: PositiveInt = 8  # after a step of every environment: as many as there are of these
 
 
 class Weights(Card):
@@ -88,13 +110,15 @@ class PolicyCard(Card):
     execute: PositiveInt  # actions of each chunk that are carried out before the policy looks again
     cameras: Annotated[dict[str, Pyramid], Field(min_length=1)]
     network: NetworkConfig
-    training: Annotated[CloningRecipe | ReinforcementRecipe, Field(discriminator="method")]
+    training: Annotated[CloningRecipe | PPORecipe | SACRecipe, Field(discriminator="method")]
     weights: Weights | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.execute > self.network.chunk:
             raise ValueError(f"execute must be at most network.chunk = {self.network.chunk}, not {self.execute}")
+        if self.network.squashed != (self.training.method == "sac"):
+            raise ValueError("network.squashed must be true for SAC, whose actions are, and false for others")
         if self.network.fusion == "cross" and all(pyramid.levels == 1 for pyramid in self.cameras.values()):
             raise ValueError("fusion 'cross' needs a camera with at least two levels; use 'sequence' or 'embedded'")
         return self

@@ -1,6 +1,6 @@
 """The model card that lies beside a policy's weights, written from the policy card."""
 
-from mrvlm_sim.agents.card import CloningRecipe, PolicyCard, ReinforcementRecipe
+from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
 
 TEXT = """# {summary}
 
@@ -17,16 +17,16 @@ a real robot.
 Everything needed to train it again is in `policy.toml`; how it did, with intervals, is in `results/`.
 """
 
+BY_REWARD = "by dense reward, its encoder by where things are in the simulation"
+FOR_STEPS = "for {training.steps} steps, its encoder before on {training.pretraining_scenes} scenes"
 METHODS = {
-    CloningRecipe: (
+    "bc": (
         "behaviour cloning of the suite's scripted experts",
         "on {training.demonstrations} demonstrations of each task (seed {training.demonstration_seed}), one frame in "
         "{training.stride}: {training.updates} updates of {training.batch} frames",
     ),
-    ReinforcementRecipe: (
-        "reinforcement learning (PPO) by dense reward, its encoder by where things are in the simulation",
-        "for {training.steps} steps, its encoder before on {training.pretraining_scenes} scenes",
-    ),
+    "ppo": (f"reinforcement learning (PPO) {BY_REWARD}", FOR_STEPS),
+    "sac": (f"reinforcement learning (SAC) {BY_REWARD}", FOR_STEPS),
 }
 
 
@@ -38,7 +38,7 @@ def model_card(card: PolicyCard) -> str:
         for camera, pyramid in card.cameras.items()
     ]
     tasks = ", ".join(f"`{name}`" for name in card.environments)
-    method, budget = METHODS[type(card.training)]
+    method, budget = METHODS[card.training.method]
     named = {"tasks": f"task{'s' * (len(card.environments) > 1)} {tasks}", "eyes": "; ".join(cameras)}
     if isinstance(card.training, ReinforcementRecipe) and card.training.init is not None:
         budget += ", beginning as `{training.init}`"

@@ -99,7 +99,7 @@ def train_bc(
 def train_rl(
     arm: Arm,
     env: Env,
-    algo: Annotated[str, typer.Option(help="Algorithm of stable-baselines3: ppo.")] = "ppo",
+    algo: Annotated[str, typer.Option(help="Algorithm of stable-baselines3: ppo or sac.")] = "ppo",
     init: Annotated[Path | None, typer.Option(help="Folder of a trained policy of this arm to begin with.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of all environments together; default: the recipe's.")

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
+from mrvlm_sim.agents.card import PolicyCard, PPORecipe
 from mrvlm_sim.evaluation.bench_tasks import timed
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.tasks import make_task
+from mrvlm_sim.training.rl.algorithms import EncoderPPO, make_algorithm
 from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
 from mrvlm_sim.training.rl.envs import EncodedVecEnv, vector_env
-from mrvlm_sim.training.rl.ppo import EncoderPPO, make_ppo
 from mrvlm_sim.training.rl.recipe import reinforcement_card
 
 ENVIRONMENT = "reach"
@@ -31,7 +31,7 @@ def reinforcement(rollout: int) -> pd.DataFrame:
 
 def _measured(arm: str, rollout: int) -> dict[str, str]:
     card = reinforcement_card(arm, ENVIRONMENT, "ppo", None, {})
-    assert isinstance(card.training, ReinforcementRecipe)
+    assert isinstance(card.training, PPORecipe)
     share = ENVIRONMENTS * rollout / (card.training.environments * card.training.rollout)
     changed = {"environments": ENVIRONMENTS, "rollout": rollout, "batch": ENVIRONMENTS * rollout, "segment": 1}
     recipe = card.training.model_copy(update=changed)
@@ -48,14 +48,15 @@ def _measured(arm: str, rollout: int) -> dict[str, str]:
     }
 
 
-def _rollout(card: PolicyCard, recipe: ReinforcementRecipe, processes: bool) -> Seconds:
+def _rollout(card: PolicyCard, recipe: PPORecipe, processes: bool) -> Seconds:
     """Seconds of one rollout's parts; what the simulation spends is only known of environments in this process."""
     torch.manual_seed(0)
     network = PolicyNetwork(card.cameras, card.network)
     environments = vector_env(ENVIRONMENT, card.cameras, ENVIRONMENTS, processes)
     with closing(EncodedVecEnv(environments, network)) as encoded:
-        model = make_ppo(encoded, LandmarkRegression(network, recipe, make_task(ENVIRONMENT)), recipe)
+        model = make_algorithm(encoded, LandmarkRegression(network, recipe, make_task(ENVIRONMENT)), recipe)
         encoded.reset()  # warm-up: contexts, caches
+        assert isinstance(model, EncoderPPO)
         model.regression.scenes = encoded.take_frames()
         spent = _watched(model, environments.unwrapped.envs if not processes else [])  # type: ignore[attr-defined]
         started = time.perf_counter()

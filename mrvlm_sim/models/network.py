@@ -50,7 +50,8 @@ class PolicyNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         features, landmarks = self.perceive(tokens, boxes, proprio, words)
         with torch.autocast(features.device.type, enabled=False):
-            return self.action_head(features).unflatten(1, (self.config.chunk, -1)), landmarks
+            actions = self.action_head(features).unflatten(1, (self.config.chunk, -1))
+        return actions.tanh() if self.config.squashed else actions, landmarks
 
     def perceive(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor

@@ -111,7 +111,8 @@ def probe(environment: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 class EncodedVecEnv(VecEnvWrapper):
     """What the encoder makes of tokens as `features`, for the actor, and the truth as `truth`, for the critic.
 
-    All frames are kept until `take_frames`. `interrupted` is asked in every step, and ends it as KeyboardInterrupt.
+    All frames are kept until `take_frames` or `forget`. `interrupted` is asked in every step, and ends it as
+    KeyboardInterrupt.
     """
 
     interrupted: Callable[[], bool] = staticmethod(lambda: False)
@@ -142,8 +143,13 @@ class EncodedVecEnv(VecEnvWrapper):
 
     def take_frames(self) -> Frames:
         """All that was seen since the last call."""
-        frames, self._frames = self._frames, []
+        frames = self._frames
+        self.forget()
         return {name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]}
+
+    def forget(self) -> None:
+        """Keep nothing of what was seen."""
+        self._frames = []
 
     @torch.inference_mode()
     def _see(self, observations: Any) -> dict[str, np.ndarray]:

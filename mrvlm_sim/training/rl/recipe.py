@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
+from mrvlm_sim.agents.card import PolicyCard, PPORecipe, SACRecipe
 from mrvlm_sim.agents.registry import arm_card
 from mrvlm_sim.agents.trained import load_trained
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.models import PolicyNetwork
 
-ALGORITHMS = ("ppo",)
+ALGORITHMS: dict[str, type[PPORecipe] | type[SACRecipe]] = {"ppo": PPORecipe, "sac": SACRecipe}
 NO_DICTS = ("ars",)  # algorithms of stable-baselines3 and sb3-contrib that take no Dict observations
 DISCRETE = ("dqn", "qrdqn")
 
@@ -27,18 +27,18 @@ def reinforcement_card(
     """
     check_algorithm(algorithm)
     card, _ = arm_card(arm)
-    own = card.training.model_dump() if isinstance(card.training, ReinforcementRecipe) else {}
-    values = own | {"method": algorithm} | {name: value for name, value in changed.items() if value is not None}
+    own = card.training.model_dump() if card.training.method == algorithm else {}
+    values = own | {name: value for name, value in changed.items() if value is not None}
     if init is not None:
         begun_as = load_trained(init).card.weights
         values |= {"init": str(init), "init_sha256": begun_as.sha256 if begun_as else None}
     try:
-        recipe = ReinforcementRecipe.model_validate(values)
+        recipe = ALGORITHMS[algorithm].model_validate(values)
     except ValidationError as error:
         raise UserError(
             "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
         ) from error
-    network = card.network.model_copy(update={"chunk": 1})
+    network = card.network.model_copy(update={"chunk": 1, "squashed": algorithm == "sac"})
     summary = f"{card.summary.rstrip('.')}; trained by reinforcement."
     update = {"summary": summary, "environments": [environment], "execute": 1, "network": network}
     return card.model_copy(update={**update, "training": recipe, "weights": None})

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.utils import set_random_seed
 
 from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
 from mrvlm_sim.agents.trained import TrainedPolicy
@@ -27,9 +26,9 @@ from mrvlm_sim.seeding import integer_seed
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.checkpoint import read_checkpoint, write_checkpoint
 from mrvlm_sim.training.rl.actor_critic import copy_actor_to_head, copy_head_to_actor
+from mrvlm_sim.training.rl.algorithms import EncoderLearns, make_algorithm
 from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
 from mrvlm_sim.training.rl.envs import EncodedVecEnv, check_network, probe, vector_env
-from mrvlm_sim.training.rl.ppo import EncoderPPO, make_ppo
 from mrvlm_sim.training.rl.pretraining import random_frames
 from mrvlm_sim.training.rl.recipe import begin_as, differences
 from mrvlm_sim.training.session import write_policy
@@ -43,7 +42,7 @@ LOG_EVERY = 100  # updates of pretraining
 
 
 class Reinforcement:
-    """Trains an arm by PPO; `run` goes on from wherever the last checkpoint was.
+    """Trains an arm by reinforcement; `run` goes on from wherever the last checkpoint was.
 
     Raises:
         UserError: the environment is another package's or has no reward to learn from, the network or the policy to
@@ -104,16 +103,16 @@ class Reinforcement:
         if self._state is None:
             self.seconds += time.perf_counter() - started
 
-    def _model(self, env: EncodedVecEnv) -> EncoderPPO:
-        model = make_ppo(env, self.regression, self.recipe)
+    def _model(self, env: EncodedVecEnv) -> EncoderLearns:
+        model = make_algorithm(env, self.regression, self.recipe)
         model.set_logger(configure(str(self.folder), ["tensorboard"]))
         if self._state is not None:
-            self._restore(model, self._state)
+            model.load_state(self._state["algorithm"])
         elif self.recipe.init is not None:
-            copy_head_to_actor(self.network, model.policy)  # type: ignore[arg-type]
+            copy_head_to_actor(self.network, model.policy)
         return model
 
-    def _pretrain(self, model: EncoderPPO, log: Log) -> None:
+    def _pretrain(self, model: EncoderLearns, log: Log) -> None:
         """The encoder alone; kept as a whole or not at all."""
         planned, started = self.recipe.pretraining_updates, time.perf_counter()
         if self._state is not None:
@@ -126,40 +125,39 @@ class Reinforcement:
         self.seconds += time.perf_counter() - started
         self._save(model)
 
-    def _segment(self, model: EncoderPPO) -> None:
+    def _segment(self, model: EncoderLearns) -> None:
         recipe, started = self.recipe, time.perf_counter()
         seed = integer_seed(recipe.seed, self.environment, self.saved, "training segment")
-        set_random_seed(seed)
-        model.encoded.seed(seed)
+        model.set_random_seed(seed)  # of the environments, too
+        model.encoded.forget()
         model._last_obs = None  # so that episodes begin anew
         model.ep_info_buffer = model.ep_success_buffer = None
         model.learn(recipe.environments * recipe.rollout * recipe.segment, reset_num_timesteps=False)
-        copy_actor_to_head(model.policy, self.network)  # type: ignore[arg-type]
+        copy_actor_to_head(model.policy, self.network)
         self.seconds += time.perf_counter() - started
 
-    def _figures(self, model: EncoderPPO) -> Figures:
+    def _figures(self, model: EncoderLearns) -> Figures:
         ended = [*(model.ep_info_buffer or [])]
         return {
             "steps": model.num_timesteps,
             "seconds": round(self.seconds, 1),
             "train_return": float(np.mean([episode["r"] for episode in ended])) if ended else float("nan"),
             "train_success": float(np.mean(model.ep_success_buffer)) if model.ep_success_buffer else float("nan"),
-            "named_mm": round(model.errors["named_mm"], 1),
+            "named_mm": round(model.errors.get("named_mm", float("nan")), 1),
         }
 
     def _identity(self) -> dict[str, Any]:
         card = self.card.model_dump(mode="json", exclude={"weights", "summary", "environments"})
         return {"environment": self.environment, **card}
 
-    def _save(self, model: EncoderPPO) -> None:
+    def _save(self, model: EncoderLearns) -> None:
         """Write checkpoint and curve, each atomically."""
         state: dict[str, Any] = {
             "network": self.network.state_dict(),
             "encoder_optimisers": self.regression.optimisation.state(),
         }
-        state |= {"policy": model.policy.state_dict(), "policy_optimiser": model.policy.optimizer.state_dict()}
+        state |= {"encoder_updates": self.regression.updates, "algorithm": model.state()}
         state |= {"steps": model.num_timesteps, "seconds": self.seconds, "curve": self.curve}
-        state |= {"ppo_updates": model._n_updates, "encoder_updates": self.regression.updates}
         write_checkpoint(self.checkpoint, {**state, "identity": json.dumps(self._identity())})
         write_atomically(self.folder / "curve.csv", pd.DataFrame(self.curve).to_csv(index=False))
         self.saved = model.num_timesteps
@@ -173,11 +171,6 @@ class Reinforcement:
         self.regression.updates = state["encoder_updates"]
         self.saved, self.seconds, self.curve = state["steps"], state["seconds"], state["curve"]
         return state
-
-    def _restore(self, model: EncoderPPO, state: Mapping[str, Any]) -> None:
-        model.policy.load_state_dict(state["policy"])
-        model.policy.optimizer.load_state_dict(state["policy_optimiser"])
-        model.num_timesteps, model._n_updates = state["steps"], state["ppo_updates"]
 
 
 def finish(training: Reinforcement) -> Path:
