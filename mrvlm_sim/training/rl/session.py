@@ -119,7 +119,8 @@ class Reinforcement:
             return
         while (left := planned - self.regression.updates) > 0:
             rng = np.random.default_rng([self.recipe.seed, 0, self.regression.updates])
-            log(0, {"encoder_updates": planned - left, **self.regression.learn(min(left, LOG_EVERY), rng)})
+            errors = self.regression.learn(min(left, LOG_EVERY), rng)
+            log(0, {"encoder_updates": self.regression.updates, **errors})
             if model.encoded.interrupted():
                 raise KeyboardInterrupt
         self.seconds += time.perf_counter() - started
