@@ -47,6 +47,8 @@ def test_the_tables_are_the_published_ones(run: str) -> None:
 def test_the_suite_and_the_shifts_are_the_published_ones() -> None:
     for run in ("suite", "suite-phrases", "suite-baselines"):
         assert (ROOT / "results" / run / "suite.md").read_text(encoding="utf-8") in RESULTS
+    for run in ("suite-shifts", "suite-shifts-frames"):
+        assert (ROOT / "results" / run / "conditions.md").read_text(encoding="utf-8") in RESULTS
     rows = pd.read_csv(ROOT / "results" / "pick_place-shifts" / "episodes.csv")
     counts = rows.pivot_table(index="condition", columns="policy", values="success", aggfunc="sum", sort=False)
     arms = ["uniform-256", "uniform-49", "pyramid-48-cross", "pyramid-48-embedded", "pyramid-48-sequence"]
