@@ -25,7 +25,7 @@ from mrvlm_sim.evaluation.acuity import (
     threshold,
     trial_cells,
 )
-from mrvlm_sim.evaluation.acuity_report import load_readable, write_acuity
+from mrvlm_sim.evaluation.acuity_report import beyond, load_readable, write_acuity
 from mrvlm_sim.models.reader import MarkReader
 from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.tasks.optotypes import MARKS
@@ -226,6 +226,11 @@ class TestThresholds:
         assert np.isfinite(nearly.degrees)
         assert not nearly.known, "too many of its bootstrap values lie beyond"
         assert described(nearly).endswith("> 3.2]")
+        assert [beyond(value) for value in (never, always)] == [(3.2, "^"), (1.0, "v")]
+        assert beyond(nearly) == (nearly.degrees, "^")
+        easy = Threshold(1.05, np.array([0.0] * 5 + [1.1] * 35), smallest=1.0, largest=6.8)
+        assert not easy.known
+        assert beyond(easy) == (1.05, "v"), "not at the far end of the marks"
 
     def test_sensor_pixels_are_those_of_the_projection(self) -> None:
         """Against two points that are projected by hand, along the radius and across it."""

@@ -68,6 +68,12 @@ def draw_acuity(
     figure.savefig(path, dpi=110)
 
 
+def beyond(value: Threshold) -> tuple[float, str]:
+    """Where and how a threshold that is not known is drawn: as near as the marks shown go, pointing beyond them."""
+    smaller, larger = (value.samples < value.smallest).sum(), np.isinf(value.samples).sum()
+    return float(np.clip(value.degrees, value.smallest, value.largest)), "v" if smaller > larger else "^"
+
+
 def _map(axis, shares: pd.DataFrame, title: str) -> None:  # type: ignore[no-untyped-def]
     axis.imshow(shares, origin="lower", aspect="auto", vmin=CHANCE, vmax=1, cmap="viridis")
     axis.set_xticks(range(len(shares.columns)), [f"{value:g}" for value in shares.columns])
@@ -81,7 +87,7 @@ def _map(axis, shares: pd.DataFrame, title: str) -> None:  # type: ignore[no-unt
 
 
 def _thresholds(axis, found: Mapping[str, Mapping[float, Threshold]]) -> None:  # type: ignore[no-untyped-def]
-    """Lines through what is known; a triangle at the border of the marks shown for what lies beyond."""
+    """Lines through what is known, open triangles for the rest."""
     for index, (arm, places) in enumerate(found.items()):
         beside = 0.3 * index
         known = {place: value for place, value in places.items() if value.known}
@@ -91,10 +97,9 @@ def _thresholds(axis, found: Mapping[str, Mapping[float, Threshold]]) -> None:  
         line = axis.errorbar(x, y, np.abs(limits.T - y), marker="o", markersize=4, capsize=2, linewidth=1, label=arm)
         for place, value in places.items():
             if not value.known:
-                above = value.degrees > value.smallest
-                at, marker = (value.largest, "^") if above else (value.smallest, "v")
+                at, marker = beyond(value)
                 axis.plot(place + beside, at, marker, color=line[0].get_color(), fillstyle="none")
     axis.set(xlabel="eccentricity, degrees", ylabel="threshold, degrees", yscale="log", ylim=(0.8, 12))
     axis.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
-    axis.set_title("mark read half way from guessing to best\n(triangles: beyond the marks shown)", fontsize=9)
+    axis.set_title("mark read half way from guessing to best\n(open: it may lie beyond the marks shown)", fontsize=9)
     axis.legend(fontsize=8)
