@@ -75,7 +75,7 @@ def _place(location: list[str], model: type[BaseModel]) -> tuple[list[str], type
     keys, kinds = list[str](), list[type[BaseModel]]()
     for part in location:
         if len(kinds) > 1:  # this part is the tag of one of them
-            model, kinds = next(kind for kind in kinds if part in map(str, _literals(kind))), []
+            model, kinds = next((kind for kind in kinds if part in _literals(kind)), model), []
             continue
         keys.append(part)
         field = model.model_fields.get(part)
@@ -86,5 +86,5 @@ def _place(location: list[str], model: type[BaseModel]) -> tuple[list[str], type
     return keys, model
 
 
-def _literals(model: type[BaseModel]) -> list[object]:
-    return [value for field in model.model_fields.values() for value in getattr(field.annotation, "__args__", ())]
+def _literals(model: type[BaseModel]) -> list[str]:
+    return [str(value) for field in model.model_fields.values() for value in getattr(field.annotation, "__args__", ())]

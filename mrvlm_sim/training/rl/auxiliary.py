@@ -33,7 +33,6 @@ class LandmarkRegression:
 
     def learn(self, updates: int, rng: np.random.Generator, rollout: Frames | None = None) -> dict[str, float]:
         """Some updates, half of every batch from the rollout if there is one; returns mean errors."""
-        self.network.train()
         figures = np.array([self._update(self._batch(rng, rollout), rng) for _ in range(updates)])
         loss, named = np.nanmean(figures, axis=0).tolist()
         return {"loss": loss, "named_mm": named}

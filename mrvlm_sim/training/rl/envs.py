@@ -155,7 +155,7 @@ class EncodedVecEnv(VecEnvWrapper):
     def _see(self, observations: Any) -> dict[str, np.ndarray]:
         self._frames.append(observations)
         tensors = {name: torch.from_numpy(values) for name, values in observations.items() if name != "landmarks"}
-        features, _ = self.network.eval().perceive(*network_inputs(self.network, tensors))
+        features, _ = self.network.perceive(*network_inputs(self.network, tensors))
         return {"features": features.numpy(), "truth": self._truth(observations)}
 
     def _truth(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
