@@ -4,17 +4,27 @@ import json
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from mrvlm_sim.errors import UserError
 
 
 class Card(BaseModel):
-    """Base of everything read from a card: frozen, and strict about unknown keys, types and ranges."""
+    """Base of everything read from a card: frozen, and strict about unknown keys, types and ranges.
+
+    Fields that came `later` are left out of dumps where they have their default, so that cards of old stay equal to
+    what runs have kept of them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unsaid = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in serialise(self).items() if name not in unsaid}
 
 
 CardType = TypeVar("CardType", bound=Card)

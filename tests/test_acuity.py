@@ -30,7 +30,7 @@ from mrvlm_sim.models.reader import MarkReader
 from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.tasks.optotypes import MARKS
 from mrvlm_sim.tasks.read_mark import Parameters, largest_mark
-from mrvlm_sim.training.reading import Lesson, Reading, Scenes, random_cells, render_scenes
+from mrvlm_sim.training.reading import Lesson, Reading, Scenes, random_cells, reading_scenes
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ EYES = {"wrist": PYRAMID}
 
 @pytest.fixture(scope="module")
 def scenes() -> Scenes:
-    return render_scenes(EYES, CELLS, seed=0, workers=1)
+    return reading_scenes(EYES, CELLS, seed=0, workers=1)
 
 
 class Oracle(MarkReader):
@@ -74,11 +74,11 @@ def replace_levels(views, times: int):  # type: ignore[no-untyped-def]
 
 class TestScenes:
     def test_a_scene_depends_on_its_number_and_its_cell_alone(self, scenes: Scenes) -> None:
-        fewer = render_scenes(EYES, CELLS[:2], seed=0, workers=1)
+        fewer = reading_scenes(EYES, CELLS[:2], seed=0, workers=1)
         assert (fewer.marks == scenes.marks[:2]).all()
         for ours, theirs in zip(fewer.views["wrist"].levels, scenes.views["wrist"].levels, strict=True):
             assert (ours == theirs[:2]).all()
-        other = render_scenes(EYES, CELLS[:2], seed=1, workers=1)
+        other = reading_scenes(EYES, CELLS[:2], seed=1, workers=1)
         assert (other.proprio != fewer.proprio).any()
         assert (scenes.marks[0] != scenes.marks[3]).any(), "equal cells are different scenes"
 
@@ -148,7 +148,7 @@ def test_a_reader_reads_where_it_is_told_to(fusion: str, scenes: Scenes) -> None
 
 @pytest.fixture(scope="module")
 def taught() -> Scenes:
-    return render_scenes(EYES, random_cells(460, 0), 0, workers=2)
+    return reading_scenes(EYES, random_cells(460, 0), 0, workers=2)
 
 
 class TestReading:

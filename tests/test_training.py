@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def views(demos: Demonstrations, cache: Path) -> MarginViews:
-    return render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
+    return render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ class TestMarginViews:
         kept = kept_frames(demos, STRIDE)
         indices = rng.choice(len(kept), 12, replace=False)
         frames = kept[indices]
-        tokens, boxes = views.tokens(indices, rng)
+        tokens, boxes, _ = views.look(indices, rng)
         assert (tokens.shape, tokens.dtype) == ((12, 48, 192), np.uint8)
         assert (boxes.shape, boxes.dtype) == ((12, 48, 4), np.float32)
         first = np.cumsum([0, *np.square(SMALL.grids)])[:-1]  # the upper left token of each view
@@ -134,7 +134,7 @@ class TestMarginViews:
                 raise AssertionError("renders again")
 
         monkeypatch.setattr("mrvlm_sim.training.views.ProcessPoolExecutor", NoPool)
-        again = render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
+        again, _ = render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
         assert all((a == b).all() for a, b in zip(again.levels, views.levels, strict=True))
         for other in (
             (demos, "scene", SMALL),
@@ -301,7 +301,7 @@ class TestSeveralEnvironments:
     @pytest.fixture
     def datasets(self, dataset: Dataset, cache: Path) -> list[Dataset]:
         demos = record("reach", 30, seed=1)
-        views = render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
+        views, _ = render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
         return [dataset, Dataset(demos, {"wrist": views}, chunk=4, stride=STRIDE, device=torch.device("cpu"))]
 
     def test_every_batch_holds_equal_parts_of_each(self, datasets: list[Dataset], tmp_path: Path) -> None:

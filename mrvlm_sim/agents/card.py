@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mrvlm_sim.cards import Card
+from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import NetworkConfig
 from mrvlm_sim.vision import Pyramid
+from mrvlm_sim.vision.eyes import changed_eyes, gaze_size
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -15,6 +17,8 @@ Seed = Annotated[int, Field(ge=0)]
 
 class CloningRecipe(Card):
     """Behaviour cloning: the budget and the optimiser's settings."""
+
+    later = frozenset({"voting_weight"})
 
     method: Literal["bc"]
     demonstrations: PositiveInt  # episodes of each environment
@@ -26,6 +30,7 @@ class CloningRecipe(Card):
     learning_rate: Positive  # peak learning rate of AdamW, for everything else
     weight_decay: Annotated[float, Field(ge=0)]
     landmark_weight: Annotated[float, Field(ge=0)]
+    voting_weight: Annotated[float, Field(ge=0)] = 0.0  # times landmark_weight; see `training.landmarks.voting_error`
     seed: Seed
 
 
@@ -33,16 +38,17 @@ class ReinforcementRecipe(Card):
     """What all algorithms of stable-baselines3 need; a value that is not its default says where it comes from."""
 
     method: str
-    steps: PositiveInt = 40_960  # of all environments together
+    steps: PositiveInt = 65_536  # of all environments together
     environments: PositiveInt = 8  # side by side
     rollout: PositiveInt = 128  # steps of each after which the encoder learns
     segment: PositiveInt = 8  # rollouts between checkpoints; every one begins with new episodes
     batch: PositiveInt = 256
     discount: Annotated[float, Field(gt=0, le=1)] = 0.9  # measured, see `PPORecipe`
-    pretraining_scenes: PositiveInt = 4000  # of which one frame each is seen
-    pretraining_updates: Annotated[int, Field(ge=0)] = 2000  # of the encoder on them, before the first rollout
+    pretraining_scenes: PositiveInt = 16_000  # of which one frame each is seen
+    pretraining_updates: Annotated[int, Field(ge=0)] = 3000  # of the encoder on them, before the first rollout
     encoder_updates: PositiveInt = 16  # after each rollout, half on its frames and half on those scenes
     encoder_batch: Annotated[int, Field(ge=4)] = 32
+    voting_weight: Annotated[float, Field(ge=0)] = 1.0  # see `training.landmarks.voting_error`
     matrix_rate: Positive = 2e-3  # of the encoder, as in cloning
     learning_rate: Positive = 6e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -119,6 +125,23 @@ class PolicyCard(Card):
             raise ValueError(f"execute must be at most network.chunk = {self.network.chunk}, not {self.execute}")
         if self.network.squashed != (self.training.method == "sac"):
             raise ValueError("network.squashed must be true for SAC, whose actions are, and false for others")
-        if self.network.fusion == "cross" and all(pyramid.levels == 1 for pyramid in self.cameras.values()):
-            raise ValueError("fusion 'cross' needs a camera with at least two levels; use 'sequence' or 'embedded'")
+        if self.network.fusion == "cross":
+            shown = {level for pyramid in self.cameras.values() for level, grid in enumerate(pyramid.grids) if grid}
+            if 0 not in shown or len(shown) == 1:
+                raise ValueError("fusion 'cross' needs tokens of the full view and of others; use 'embedded'")
         return self
+
+    def with_eyes(self, name: str) -> Self:
+        """The arm with other eyes, as `EYES` names them, and a network that fits them; untrained.
+
+        Raises:
+            UserError: no such eyes, or they do not fit the arm.
+        """
+        cameras = changed_eyes(self.cameras, name)
+        more = gaze_size(cameras) - gaze_size(self.cameras)
+        network = self.network.model_copy(update={"action_size": self.network.action_size + more})
+        changed = {"cameras": cameras, "network": network, "weights": None}
+        try:
+            return type(self).model_validate({**dict(self), **changed, "summary": f"{self.summary} Eyes: {name}."})
+        except ValidationError as error:
+            raise UserError(f"eyes {name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error

@@ -9,6 +9,7 @@ import numpy as np
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, decode_instruction
 from mrvlm_sim.vision import Pyramid
+from mrvlm_sim.vision.eyes import gaze_size
 
 Observations = Mapping[str, Any]  # arrays with a leading axis of B episodes; `instruction` is a list of B strings
 
@@ -18,7 +19,7 @@ class Requirements:
     """What a policy needs from the environment; compared with it before the first episode."""
 
     cameras: Mapping[str, Pyramid] = field(default_factory=dict)
-    action_size: int | None = None  # None: whatever the environment takes
+    action_size: int | None = None  # with the gazes that it chooses; None: whatever the environment takes
     frame_interval: int = 1  # the policy looks at new tokens once in this many steps
     expert: bool = False  # the policy asks the environment's scripted expert
 
@@ -84,8 +85,10 @@ def check_compatible(policy: Policy, env: SuiteEnv) -> None:
             raise unknown_name(f"camera of {env.name}, asked for by {name},", camera, env.cameras)
         if not isinstance(pyramid, Pyramid):
             raise UserError(f"{name} asks for camera {camera!r} with {pyramid!r}; a Pyramid is expected")
-    if needs.action_size not in (None, env.action_size):
-        raise UserError(f"{name} gives actions of size {needs.action_size}, {env.name} takes {env.action_size}")
+    taken, gazes = env.action_size, gaze_size(needs.cameras)
+    if needs.action_size not in (None, taken + gazes):
+        besides = f" and {gazes} for the gaze" if gazes else ""
+        raise UserError(f"{name} gives actions of size {needs.action_size}, {env.name} takes {taken}{besides}")
     if needs.expert and not env.has_expert:
         raise UserError(f"{env.name} has no scripted expert; name one on its card, or leave out {name}")
     if needs.frame_interval < 1:

@@ -62,7 +62,7 @@ class TrainedPolicy:
         for camera, pyramid in self.card.cameras.items():
             jitters = [cut(frames[camera], placed, pyramid) for placed in origins[camera]]
             tokens[camera] = torch.stack([torch.cat(patchify(views, pyramid.patch)) for views in jitters])
-            boxes[camera] = torch.from_numpy(pyramid.token_boxes(origins[camera])).to(self.device)
+            boxes[camera] = torch.from_numpy(pyramid.told_boxes(origins[camera])).to(self.device)
         count = len(next(iter(boxes.values())))
         proprio = torch.from_numpy(observation["proprio"]).to(self.device).expand(count, -1)
         words = encode_words([decode_instruction(observation["instruction"])]).to(self.device).expand(count, -1)

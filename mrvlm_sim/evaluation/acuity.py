@@ -24,7 +24,7 @@ from mrvlm_sim.paths import make_parent, write_atomically
 from mrvlm_sim.seeding import generator
 from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.tasks.read_mark import CAMERA, PLATES, largest_mark
-from mrvlm_sim.training.reading import ENVIRONMENT, Cell, Scenes, read, render_scenes
+from mrvlm_sim.training.reading import ENVIRONMENT, Cell, Scenes, read, reading_scenes
 from mrvlm_sim.vision import Pyramid
 
 SIZES = (1.0, 1.5, 2.2, 3.2, 4.6, 6.8, 10.0)  # degrees, half an octave apart
@@ -54,7 +54,7 @@ class Examination:
         """The trials of one arm, kept in a file; taken from there if they are the same."""
         if file.is_file() and self._asked_in(known := pd.read_csv(file)):
             return known
-        scenes = render_scenes(cameras, trial_cells(self.trials), TRIAL_SEED + self.seed, self.workers)
+        scenes = reading_scenes(cameras, trial_cells(self.trials), TRIAL_SEED + self.seed, self.workers)
         chosen = choose(arm, reader, scenes, self.seed)
         make_parent(file)
         write_atomically(file, chosen.to_csv(index=False))

@@ -110,11 +110,13 @@ def _training_step(name: str) -> Callable[[], object]:
     optimiser = torch.optim.AdamW(network.parameters(), fused=True)
     tokens = {c: torch.rand(BATCH, p.tokens, p.patch**2 * 3) for c, p in card.cameras.items()}
     boxes = {c: torch.from_numpy(p.token_boxes(p.centred())).expand(BATCH, -1, -1) for c, p in card.cameras.items()}
+    shown = {c: torch.zeros(BATCH, config.landmarks, p.tokens, dtype=torch.bool) for c, p in card.cameras.items()}
     actions = torch.zeros(BATCH, config.chunk, config.action_size)
     words = encode_words(["put the red cube on the blue pad"] * BATCH)
     batch = Batch(
         tokens, boxes, torch.zeros(BATCH, config.proprio_size), words, actions,
         valid=torch.ones(BATCH, config.chunk, dtype=torch.bool), landmarks=torch.zeros(BATCH, config.landmarks, 3),
+        shown=shown,
     )  # fmt: skip
 
     def step() -> None:

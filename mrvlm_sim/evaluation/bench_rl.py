@@ -15,11 +15,13 @@ from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.rl.algorithms import EncoderPPO, make_algorithm
 from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
 from mrvlm_sim.training.rl.envs import EncodedVecEnv, vector_env
+from mrvlm_sim.training.rl.pretraining import random_scenes
 from mrvlm_sim.training.rl.recipe import reinforcement_card
 
 ENVIRONMENT = "reach"
 ARMS = ("uniform-256", "uniform-49", "pyramid-48-embedded", "pyramid-48-cross")
 ENVIRONMENTS = 2  # side by side
+SCENES = 40  # of the encoder's own
 PARTS = ("simulation", "tokens", "forward", "backward", "ppo")  # forward and backward: of the encoder
 Seconds = dict[str, float]
 
@@ -57,7 +59,7 @@ def _rollout(card: PolicyCard, recipe: PPORecipe, processes: bool) -> Seconds:
         model = make_algorithm(encoded, LandmarkRegression(network, recipe, make_task(ENVIRONMENT)), recipe)
         encoded.reset()  # warm-up: contexts, caches
         assert isinstance(model, EncoderPPO)
-        model.regression.scenes = encoded.take_frames()
+        model.regression.scenes = random_scenes(ENVIRONMENT, card.cameras, SCENES, 0, workers=0)
         spent = _watched(model, environments.unwrapped.envs if not processes else [])  # type: ignore[attr-defined]
         started = time.perf_counter()
         model.learn(recipe.environments * recipe.rollout)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, check_size
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, simulator_state
+from mrvlm_sim.vision import Pyramid
+from mrvlm_sim.vision.eyes import EYES, changed_eyes
 from mrvlm_sim.wrappers import MultiResolutionTokens
 from mrvlm_sim.wrappers.shifts import SHIFTS, Shift, check_shift, under
 from mrvlm_sim.wrappers.tokens import Source
@@ -22,7 +24,7 @@ Watcher = Callable[[MultiResolutionTokens], None]  # called after every step, fo
 
 @dataclass(frozen=True)
 class Condition:
-    """What an episode is run under: the source of its views and, possibly, an attack or a shift."""
+    """What an episode is run under: the source of its views and, possibly, an attack, a shift or other eyes."""
 
     name: str = "clean"
     source: Source = "nested"
@@ -31,8 +33,11 @@ class Condition:
     steps: int = 10
     shift: str | None = None
     severity: float = 0.0
+    eyes: str | None = None
 
     def __post_init__(self) -> None:
+        if self.eyes is not None and self.eyes not in EYES:
+            raise unknown_name("eyes", self.eyes, EYES)
         if self.shift is not None:
             check_shift(self.shift, self.severity)
             if SHIFTS[self.shift].of_frames and self.source != "sensor":
@@ -46,28 +51,50 @@ class Condition:
             if self.source != "sensor":
                 raise UserError(f"an attack changes sensor frames, so its source must be 'sensor', not {self.source!r}")
 
+    @property
+    def own_only(self) -> bool:
+        """Whether it takes an environment of this suite's own."""
+        return self.eyes == "gaze-oracle" or (self.shift is not None and SHIFTS[self.shift].own_only)
+
     def described(self) -> dict[str, Any]:
-        """What a run keeps of it; only one with a shift speaks of shifts, as runs did before there were any."""
-        return {name: value for name, value in vars(self).items() if self.shift or name not in ("shift", "severity")}
+        """What a run keeps of it; only one with a shift or other eyes speaks of them, as runs did before there were."""
+        said = {"shift": self.shift, "severity": self.shift, "eyes": self.eyes}
+        return {name: value for name, value in vars(self).items() if said.get(name, "") is not None}
 
     def make_shift(self, rng: np.random.Generator) -> Shift | None:
         return None if self.shift is None else SHIFTS[self.shift](self.severity, rng)
 
+    def look_through(self, cameras: Mapping[str, Pyramid]) -> Mapping[str, Pyramid]:
+        """The eyes of a policy under this condition.
+
+        Raises:
+            UserError: the policy cannot look through those.
+        """
+        return cameras if self.eyes is None else changed_eyes(cameras, self.eyes, retrained=False)
+
     def applies_to(self, policy: Policy) -> bool:
-        """Whether the attack has something to act on: a policy that sees and, for white boxes, gives gradients."""
+        """Whether there is something to change: a policy that sees, through several levels if its eyes are to be
+        others, and gives gradients if the attack is white-box.
+
+        Raises:
+            UserError: the policy cannot look through the other eyes.
+        """
+        cameras = requirements_of(policy).cameras
+        if self.eyes is not None:
+            return any(pyramid.levels > 1 for pyramid in cameras.values()) and bool(self.look_through(cameras))
         if self.attack is None:
             return True
-        sees = bool(requirements_of(policy).cameras)
+        sees = bool(cameras)
         return sees and (not ATTACKS[self.attack].white_box or isinstance(policy, DifferentiablePolicy))
 
 
 def conditions_of(
-    attacks: Sequence[str], eps: float, steps: int, shifts: Sequence[tuple[str, float]]
+    attacks: Sequence[str], eps: float, steps: int, shifts: Sequence[tuple[str, float]], eyes: Sequence[str] = ()
 ) -> list[Condition]:
-    """The clean condition, then every attack and every (shift, severity), all from the source that they need.
+    """The clean condition, then every attack, every (shift, severity) and all other eyes, from the source they need.
 
     Raises:
-        UserError: unknown attack or shift, or a size out of range.
+        UserError: unknown attack, shift or eyes, or a size out of range.
     """
     for name, severity in shifts:
         check_shift(name, severity)
@@ -77,6 +104,7 @@ def conditions_of(
         Condition(source=source),
         *(Condition(name, source, name, eps, steps) for name in attacks),
         *(Condition(f"{name} {size:g}", source, shift=name, severity=size) for name, size in shifts),
+        *(Condition(name, source, eyes=name) for name in eyes),
     ]
 
 
@@ -148,14 +176,15 @@ def _run(
 
     attack, shift = _attack(condition, policy, stream("attack")), condition.make_shift(stream("shift"))
     needs = requirements_of(policy)
+    cameras = condition.look_through(needs.cameras)
     hook = shift.frames if shift is not None and shift.of_frames else attack
     with under(env, shift) as begun:
         wrapped = MultiResolutionTokens(
-            begun, needs.cameras, condition.source, hook, needs.frame_interval, jitter_rng=stream("jitter")
+            begun, cameras, condition.source, hook, needs.frame_interval, jitter_rng=stream("jitter")
         )
         observation, info = wrapped.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
         _note_start(env, observation, info, outcome)
-        policy.reset([EpisodeStart(info["instruction"], stream("policy"), env.action_size, env)])
+        policy.reset([EpisodeStart(info["instruction"], stream("policy"), wrapped.action_size, env)])
         _play(env, wrapped, policy, observation, watch, outcome)
     outcome |= {"end_hash": digest(simulator_state(env))}
 
@@ -186,7 +215,7 @@ def _play(
         actions = policy.act(batch)
         if step % interval == 0:
             latencies.append(1000 * (time.perf_counter() - started))
-        action = check_actions(actions, (1, env.action_size))[0].astype(np.float32)
+        action = check_actions(actions, (1, wrapped.action_size))[0].astype(np.float32)
         outcome["actions"] = outcome.get("actions", b"") + action.tobytes()
         observation, gained, terminated, truncated, info = wrapped.step(action)
         step, reward, over = step + 1, reward + gained, terminated or truncated

@@ -67,15 +67,14 @@ def replay(folder: Path, key: Key, video: Path | None = None, height: int = 360)
     env = make_env(name)
     condition = Condition(**read_parts(folder, "condition")[key.condition])
     shift = condition.make_shift(generator(key.suite_seed, name, key.episode, "shift"))
-    actions = log.reshape(-1, env.action_size)
     needs = _requirements(folder, key.policy)
+    cameras = condition.look_through(needs.cameras)
     jitter = generator(key.suite_seed, name, key.episode, "jitter")
     differences = _changed_environment(folder, name)
     try:
         with under(env, shift) as begun:
-            wrapped = MultiResolutionTokens(
-                begun, needs.cameras, "nested", None, needs.frame_interval, jitter_rng=jitter
-            )
+            wrapped = MultiResolutionTokens(begun, cameras, "nested", None, needs.frame_interval, jitter_rng=jitter)
+            actions = log.reshape(-1, wrapped.action_size)
             wrapped.reset(seed=integer_seed(key.suite_seed, name, key.episode, "initial state"))
             if not np.array_equal(simulator_state(env), state):
                 differences.append("the initial state")

@@ -25,7 +25,6 @@ from mrvlm_sim.sim.arm import PANDA_XML
 from mrvlm_sim.sim.card import ExternalCard
 from mrvlm_sim.sim.scene import TABLE_XML
 from mrvlm_sim.tasks import environment_card, make_env, own_card, split_settings
-from mrvlm_sim.wrappers.shifts import SHIFTS
 
 PACKAGES = ("mrvlm-sim", "mujoco", "gymnasium", "stable-baselines3", "numpy", "torch", "safetensors", "pandas")
 DECISIVE = ("mrvlm-sim", "mujoco", "numpy", "torch")  # of these, other versions may give other episodes
@@ -55,7 +54,7 @@ class Plan:
             raise UserError(f"--video must be 0 or more, not {self.videos}")
         if not self.policies:
             raise UserError(f"no policy was trained for {self.environment} yet; name one with --policy")
-        if any(condition.shift is not None and SHIFTS[condition.shift].own_only for condition in self.conditions):
+        if any(condition.own_only for condition in self.conditions):
             own_card(self.environment)
         names = [policy_name(reference) for reference in self.policies]
         if doubled := {name for name in names if names.count(name) > 1}:

@@ -87,7 +87,7 @@ class PGD(Attack):
         assert isinstance(self.policy, DifferentiablePolicy)
         clean = {camera: torch.from_numpy(frame.astype(np.float32) / 255) for camera, frame in frames.items()}
         with torch.no_grad():
-            goal = self.policy.action_chunks(clean, self._draw(), observation).mean(0)
+            goal = self.policy.action_chunks(clean, self._draw(observation), observation).mean(0)
         change = {c: torch.from_numpy(self.rng.uniform(-self.eps, self.eps, f.shape)).float() for c, f in clean.items()}
         for _ in range(self.steps):
             gradient = self._gradient(clean, change, goal, observation)
@@ -101,16 +101,19 @@ class PGD(Attack):
     ) -> TensorFrames:
         assert isinstance(self.policy, DifferentiablePolicy)
         moved = {camera: (clean[camera] + change[camera]).requires_grad_() for camera in clean}
-        chunks = self.policy.action_chunks(moved, self._draw(), observation)
+        chunks = self.policy.action_chunks(moved, self._draw(observation), observation)
         gradients = torch.autograd.grad((chunks - goal).square().mean(), list(moved.values()))
         return dict(zip(moved, gradients, strict=True))
 
-    def _draw(self) -> dict[str, np.ndarray]:
-        return {camera: self._origins(pyramid) for camera, pyramid in self.pyramids.items()}
+    def _draw(self, observation: Observation) -> dict[str, np.ndarray]:
+        return {
+            camera: self._origins(pyramid, observation.get(f"{camera}/gaze"))
+            for camera, pyramid in self.pyramids.items()
+        }
 
-    def _origins(self, pyramid: Pyramid) -> np.ndarray:
+    def _origins(self, pyramid: Pyramid, gaze: np.ndarray | None) -> np.ndarray:
         draws = self.jitter_draws if pyramid.jitter.amplitude > 0 else 1
-        return pyramid.place(pyramid.jitter.stationary(self.rng, (draws, pyramid.levels, 2)))
+        return pyramid.place(pyramid.jitter.stationary(self.rng, (draws, pyramid.levels, 2)), gaze)
 
 
 ATTACKS: Mapping[str, type[Attack]] = {"noise": Noise, "pgd": PGD}

@@ -1,8 +1,8 @@
 """Sizes of a network, as they stand on a policy's card."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from mrvlm_sim.cards import Card
 
@@ -11,6 +11,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 class NetworkConfig(Card):
     """A ViT with one of three fusions and an action-chunk head."""
+
+    later = frozenset({"squashed"})
 
     fusion: Literal["sequence", "embedded", "cross"]
     width: PositiveInt
@@ -30,8 +32,3 @@ class NetworkConfig(Card):
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, not {self.width} with {self.heads} heads")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before_there_was_sac(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `squashed` where it is not, so that cards of old stay equal to what runs have kept of them."""
-        return {name: value for name, value in serialise(self).items() if name != "squashed" or value}

@@ -21,12 +21,15 @@ class LandmarkHead(nn.Module):
         self.key = nn.Linear(config.width, KEY_SIZE)
         self.vote = nn.Linear(config.width, 3 * config.landmarks)
 
-    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
-        """Tokens (B, M, D) and one summary of the instruction (B, D) to landmarks (B, K, 3) in LANDMARK_SCALE."""
+    def forward(self, tokens: Tensor, instruction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, M, D) and one summary of the instruction (B, D) to landmarks (B, K, 3) in LANDMARK_SCALE.
+
+        With the votes that they are means of (B, K, M, 3), and the votes' weights before the softmax (B, K, M).
+        """
         query = self.query(instruction).unflatten(1, (-1, KEY_SIZE))
-        weights = (query @ self.key(tokens).mT / KEY_SIZE**0.5).softmax(dim=-1)
+        scores = query @ self.key(tokens).mT / KEY_SIZE**0.5
         votes = self.vote(tokens).unflatten(2, (-1, 3)).transpose(1, 2)
-        return (weights[:, :, None] @ votes).squeeze(2)
+        return (scores.softmax(dim=-1)[:, :, None] @ votes).squeeze(2), votes, scores
 
 
 def feature_size(config: NetworkConfig) -> int:

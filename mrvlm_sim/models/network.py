@@ -1,6 +1,7 @@
 """The one network of all arms: patches, fusion, trunk, heads."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,15 @@ from mrvlm_sim.models.instruction import InstructionEncoder
 from mrvlm_sim.models.patches import PatchEmbedding
 from mrvlm_sim.models.vit import Block
 from mrvlm_sim.vision import Pyramid
+
+
+class Perception(NamedTuple):
+    """What a network makes of its inputs before it acts, in float32: millimetres count."""
+
+    features: Tensor  # (B, feature_size): what the action head reads
+    landmarks: Tensor  # (B, K, 3) in metres
+    votes: Tensor  # (B, K, M, 3) of the sequence's tokens, context first, in metres
+    scores: Tensor  # (B, K, M): the votes' weights before the softmax
 
 
 class PolicyNetwork(nn.Module):
@@ -48,24 +58,28 @@ class PolicyNetwork(nn.Module):
     def forward(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
     ) -> tuple[Tensor, Tensor]:
-        features, landmarks = self.perceive(tokens, boxes, proprio, words)
+        seen = self.perceive(tokens, boxes, proprio, words)
+        return self.act(seen.features), seen.landmarks
+
+    def act(self, features: Tensor) -> Tensor:
+        """The actions, in float32."""
         with torch.autocast(features.device.type, enabled=False):
             actions = self.action_head(features).unflatten(1, (self.config.chunk, -1))
-        return actions.tanh() if self.config.squashed else actions, landmarks
+        return actions.tanh() if self.config.squashed else actions
 
     def perceive(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the action head reads, (B, feature_size), and the landmarks in metres; in float32: millimetres count.
+    ) -> Perception:
+        """All but the actions.
 
         The mean of the tokens learns faster than a class token (Beyer et al., "Better plain ViT baselines", 2022).
         """
         sequence, context = self.encode(tokens, boxes, proprio, words)
         with torch.autocast(sequence.device.type, enabled=False):
             seen, instruction = self.norm(sequence.float()), context[:, 1:].float().mean(dim=1)
-            landmarks = self.landmark_head(seen, instruction)
+            landmarks, votes, scores = self.landmark_head(seen, instruction)
             features = [seen.mean(dim=1), landmarks.flatten(1), self.normalise(proprio).float()]
-        return torch.cat(features, dim=1), LANDMARK_SCALE * landmarks
+        return Perception(torch.cat(features, dim=1), LANDMARK_SCALE * landmarks, LANDMARK_SCALE * votes, scores)
 
     def encode(
         self, tokens: Mapping[str, Tensor], boxes: Mapping[str, Tensor], proprio: Tensor, words: Tensor

@@ -73,11 +73,14 @@ class Renderer:
         return self._upright(self._draw(width, height), camera)
 
     def views(self, camera: str, boxes: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-        """One square image per box (u, v, h) of the frame, each `sizes[i]` pixels wide."""
+        """One square image per box (u, v, h) of the frame, each `sizes[i]` pixels wide; without pixels for 0."""
         self._aim(camera)
         half = self._scene.camera[0].frustum_top
         images = []
         for (u, v, h), size in zip(boxes, sizes, strict=True):
+            if size == 0:
+                images.append(np.zeros((0, 0, 3), np.uint8))
+                continue
             u, v = (-u, -v) if camera in self._turned else (u, v)
             for eye in self._scene.camera:
                 eye.frustum_center, eye.frustum_width = u * half, h * half

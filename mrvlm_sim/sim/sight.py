@@ -16,6 +16,11 @@ def in_image(scene: Scene, camera: str, points: np.ndarray) -> np.ndarray:
     return np.stack([x, -y], axis=-1) / (half * ahead)[..., None]
 
 
+def landmark_places(scene: Scene, camera: str, landmarks: np.ndarray) -> np.ndarray:
+    """Where landmarks (K, 3), which count from the fingertips, appear: float32 (K, 2), NaN where there is none."""
+    return in_image(scene, camera, landmarks + scene.fingertips()).astype(np.float32)
+
+
 def eccentricity(scene: Scene, camera: str, points: np.ndarray) -> np.ndarray:
     """Degrees of visual angle (...) between points (..., 3) and the camera's optical axis."""
     x, y, depth = np.moveaxis(_from_camera(scene, camera, points), -1, 0)

@@ -5,33 +5,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mrvlm_sim.agents.card import CloningRecipe, PolicyCard
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
-from mrvlm_sim.models.heads import LANDMARK_SCALE
 from mrvlm_sim.training.dataset import Batch, Dataset, join
+from mrvlm_sim.training.landmarks import landmark_error, voting_error
 from mrvlm_sim.training.trainer import Trainer
 
 CHECK_FRAMES = 256
 RELABELLED = 0.25  # of every batch
 
 
-def losses(network: PolicyNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean absolute error of the actions, and smooth L1 of the landmarks in units of LANDMARK_SCALE."""
+def losses(network: PolicyNetwork, batch: Batch, voting_weight: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean absolute error of the actions, and of the landmarks what `training.landmarks` says."""
     with torch.autocast(batch.proprio.device.type, torch.bfloat16):
-        actions, landmarks = network(batch.tokens, batch.boxes, batch.proprio, batch.words)
+        seen = network.perceive(batch.tokens, batch.boxes, batch.proprio, batch.words)
+    actions = network.act(seen.features)
     weight = batch.valid[..., None].float()
     action_loss = ((actions - batch.actions).abs() * weight).sum() / (weight.sum() * actions.shape[-1] + 1e-6)
-    return action_loss, landmark_loss(landmarks, batch.landmarks)
-
-
-def landmark_loss(predicted: Tensor, true: Tensor) -> Tensor:
-    """Smooth L1 over the landmarks (B, K, 3) that exist, in units of LANDMARK_SCALE."""
-    exists = ~true.isnan()
-    return F.smooth_l1_loss(predicted[exists] / LANDMARK_SCALE, true[exists] / LANDMARK_SCALE, beta=0.1)
+    landmark_loss = landmark_error(seen.landmarks, batch.landmarks)
+    if voting_weight:
+        landmark_loss = landmark_loss + voting_weight * voting_error(network, seen, batch.landmarks, batch.shown)
+    return action_loss, landmark_loss
 
 
 class Cloning(Trainer):
@@ -59,7 +56,7 @@ class Cloning(Trainer):
         super().__init__(network, self.cloning, folder, card.model_dump_json(exclude={"weights", "summary"}))
 
     def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        action, landmark = losses(self.network, self._batch(rng))
+        action, landmark = losses(self.network, self._batch(rng), self.cloning.voting_weight)
         return action + self.cloning.landmark_weight * landmark, {"action": action, "landmark": landmark}
 
     def check(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What training draws its batches from: demonstrations through the eyes of one arm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mrvlm_sim.models import encode_words
+from mrvlm_sim.sim.env import Task
 from mrvlm_sim.tasks import make_task, split_settings
 from mrvlm_sim.training.demos import Demonstrations
 from mrvlm_sim.training.views import MarginViews, kept_frames
@@ -26,14 +27,22 @@ class Batch:
     actions: Tensor
     valid: Tensor
     landmarks: Tensor
+    shown: dict[str, Tensor]  # bool (B, K, N) of every camera: which tokens show which landmark
 
 
 class Dataset:
-    """Demonstrations through the eyes of one arm."""
+    """Demonstrations through the eyes of one arm; `gazes` (F, 2n) are the last numbers of the actions, if any."""
 
     def __init__(
-        self, demos: Demonstrations, views: dict[str, MarginViews], chunk: int, stride: int, device: torch.device
+        self,
+        demos: Demonstrations,
+        views: dict[str, MarginViews],
+        chunk: int,
+        stride: int,
+        device: torch.device,
+        gazes: Sequence[np.ndarray] = (),
     ) -> None:
+        self.actions = np.concatenate([demos.actions, *gazes], axis=1)
         self.demos, self.views, self.chunk, self.device = demos, views, chunk, device
         self.name, _ = split_settings(demos.environment)
         self.task = make_task(demos.environment)
@@ -51,39 +60,55 @@ class Dataset:
         """
         demos, device = self.demos, self.device
         drawn = rng.choice(frames, size)
-        seen = {camera: views.tokens(drawn, rng) for camera, views in self.views.items()}
+        seen = {camera: views.look(drawn, rng) for camera, views in self.views.items()}
         chosen = self.kept[drawn]
         ahead = chosen[:, None] + np.arange(self.chunk)
         last = self.last_frame[chosen][:, None]
         valid, landmarks, words = ahead <= last, demos.landmarks[chosen], self.words[demos.episode[chosen]]
         if relabelled:
-            instructions, landmarks[:relabelled] = self.task.relabel(landmarks[:relabelled], rng)
+            instructions = relabel(
+                self.task, landmarks[:relabelled], {c: s.shown[:relabelled] for c, s in seen.items()}, rng
+            )
             words[:relabelled] = encode_words(instructions)
             valid[:relabelled] = False
         return Batch(
-            tokens={c: torch.from_numpy(tokens).to(device).float() / 255 for c, (tokens, _) in seen.items()},
-            boxes={c: torch.from_numpy(boxes).to(device) for c, (_, boxes) in seen.items()},
+            tokens={c: torch.from_numpy(look.tokens).to(device).float() / 255 for c, look in seen.items()},
+            boxes={c: torch.from_numpy(look.boxes).to(device) for c, look in seen.items()},
             proprio=torch.from_numpy(demos.proprio[chosen]).to(device),
             words=words.to(device),
-            actions=torch.from_numpy(demos.actions[np.minimum(ahead, last)]).to(device),
+            actions=torch.from_numpy(self.actions[np.minimum(ahead, last)]).to(device),
             valid=torch.from_numpy(valid).to(device),
             landmarks=torch.from_numpy(landmarks).to(device),
+            shown={c: torch.from_numpy(look.shown).to(device) for c, look in seen.items()},
         )
+
+
+def relabel(task: Task, landmarks: np.ndarray, shown: Mapping[str, np.ndarray], rng: np.random.Generator) -> list[str]:
+    """Random other instructions for B frames; landmarks (B, K, 3) and what shows them (B, K, N) are made theirs."""
+    instructions, renamed = task.relabel(np.concatenate([landmarks, *shown.values()], axis=2), rng)
+    parts = np.split(renamed, np.cumsum([3, *(some.shape[2] for some in shown.values())])[:-1], axis=2)
+    for array, part in zip((landmarks, *shown.values()), parts, strict=True):
+        array[:] = part
+    return instructions
 
 
 def join(batches: Sequence[Batch]) -> Batch:
     """Several batches as one."""
     cameras = batches[0].tokens
 
+    def of_every(name: str) -> dict[str, Tensor]:
+        return {camera: torch.cat([getattr(batch, name)[camera] for batch in batches]) for camera in cameras}
+
     def together(name: str) -> Tensor:
         return torch.cat([getattr(batch, name) for batch in batches])
 
     return Batch(
-        tokens={camera: torch.cat([batch.tokens[camera] for batch in batches]) for camera in cameras},
-        boxes={camera: torch.cat([batch.boxes[camera] for batch in batches]) for camera in cameras},
+        tokens=of_every("tokens"),
+        boxes=of_every("boxes"),
         proprio=together("proprio"),
         words=together("words"),
         actions=together("actions"),
         valid=together("valid"),
         landmarks=together("landmarks"),
+        shown=of_every("shown"),
     )

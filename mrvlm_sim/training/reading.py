@@ -7,11 +7,9 @@ other scenes, where guessing gives 12.5 %; told the places, 67 % and 50 %.)
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
-from multiprocessing import get_context
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +24,15 @@ from mrvlm_sim.sim.sight import in_image
 from mrvlm_sim.tasks import make_own_env, own_card, read_mark
 from mrvlm_sim.tasks.optotypes import MARKS
 from mrvlm_sim.tasks.read_mark import CAMERA, PLATES
+from mrvlm_sim.training.scenes import Known, look_around, render_scenes, stack
 from mrvlm_sim.training.trainer import Log, Trainer
-from mrvlm_sim.training.views import MarginViews, margin_boxes
+from mrvlm_sim.training.views import MarginViews
 from mrvlm_sim.vision import Pyramid
 
 ENVIRONMENT = "read_mark"
 LARGEST, SMALLEST = 10.0, 1.0  # degrees, marks that readers are taught with
 NEAREST, FARTHEST = 10.0, 45.0  # degrees off the optical axis
 CHECKED = 400  # scenes that are not trained on
-PART = 100  # scenes that a process renders at a time
 Cell = tuple[float, float]  # size of the marks and eccentricity of the plates, degrees
 
 
@@ -53,9 +51,9 @@ class Scenes:
         self, scenes: np.ndarray, rng: np.random.Generator, device: torch.device
     ) -> tuple[dict, dict, Tensor, Tensor]:
         """Freshly jittered tokens and boxes by camera, proprioception and places, of some of the scenes."""
-        seen = {camera: views.tokens(scenes, rng) for camera, views in self.views.items()}
-        tokens = {camera: torch.from_numpy(values).to(device).float() / 255 for camera, (values, _) in seen.items()}
-        boxes = {camera: torch.from_numpy(values).to(device) for camera, (_, values) in seen.items()}
+        seen = {camera: views.look(scenes, rng) for camera, views in self.views.items()}
+        tokens = {camera: torch.from_numpy(look.tokens).to(device).float() / 255 for camera, look in seen.items()}
+        boxes = {camera: torch.from_numpy(look.boxes).to(device) for camera, look in seen.items()}
         proprio, places = (torch.from_numpy(values[scenes]).to(device) for values in (self.proprio, self.places))
         return tokens, boxes, proprio, places
 
@@ -69,47 +67,32 @@ def random_cells(count: int, seed: int) -> list[Cell]:
     return [*zip((np.floor(sizes * 1000) / 1000).tolist(), places, strict=True)]
 
 
-def render_scenes(cameras: dict[str, Pyramid], cells: Sequence[Cell], seed: int, workers: int) -> Scenes:
+def reading_scenes(cameras: dict[str, Pyramid], cells: Sequence[Cell], seed: int, workers: int) -> Scenes:
     """One scene for every cell; scene i depends on the seed, on i and on its cell alone."""
-    parts = np.array_split(np.arange(len(cells)), max(1, len(cells) // PART))
-    levels = {
-        camera: [np.empty((len(cells), size, size, 3), np.uint8) for size in margin_boxes(pyramid)[1]]
-        for camera, pyramid in cameras.items()
-    }
-    others: list[tuple[np.ndarray, ...]] = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(_render, cameras, [(i, cells[i]) for i in part.tolist()], seed) for part in parts]
-        for part in parts:
-            seen, *known = jobs.pop(0).result()  # and forgotten, as they are large
-            others.append(tuple(known))
-            for camera, views in seen.items():
-                for level, rendered in zip(levels[camera], views, strict=True):
-                    level[part] = rendered
-    eyes = {camera: MarginViews(pyramid, levels[camera]) for camera, pyramid in cameras.items()}
-    proprio, marks, places, named = map(np.concatenate, zip(*others, strict=True))
-    return Scenes(eyes, proprio, marks, places, named, np.array(cells))
+    render = partial(_render, cameras, cells, seed)
+    views, known = render_scenes(cameras, len(cells), render, workers)
+    return Scenes(views, cells=np.array(cells), **known)
 
 
-def _render(
-    cameras: dict[str, Pyramid], scenes: Sequence[tuple[int, Cell]], seed: int
-) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    boxes = {camera: margin_boxes(pyramid) for camera, pyramid in cameras.items()}
-    views: dict[str, list[list[np.ndarray]]] = {camera: [] for camera in cameras}
-    proprio, marks, places, named = [], [], [], []
+def _render(cameras: dict[str, Pyramid], cells: Sequence[Cell], seed: int, scenes: np.ndarray) -> Known:
+    known: list[Known] = []
     card, _ = own_card(ENVIRONMENT)
     with closing(make_own_env(ENVIRONMENT)) as env:
-        for index, (size, eccentricity) in scenes:
+        for index in scenes.tolist():
+            size, eccentricity = cells[index]
             changed = {**card.parameters, "mark_size": size, "eccentricity": eccentricity}
             env.task = task = read_mark.build(card, read_mark.Parameters.model_validate(changed))
             observation, _ = env.reset(seed=integer_seed(seed, ENVIRONMENT, index, "reading scene"))
-            for camera, chosen in boxes.items():
-                views[camera].append(env.renderer.views(camera, *chosen))
-            proprio.append(observation["proprio"])
-            marks.append([MARKS.index(mark) for mark in task.shown])
-            places.append(in_image(env.scene, CAMERA, np.array([env.scene.position(plate) for plate in PLATES])))
-            named.append(task.shown.index(task.words["thing"]))
-    stacked = {camera: [np.stack(level) for level in zip(*seen, strict=True)] for camera, seen in views.items()}
-    return stacked, np.array(proprio), np.array(marks), np.array(places, dtype=np.float32), np.array(named)
+            rng = generator(seed, ENVIRONMENT, index, "training gaze")
+            seen = look_around(env.scene, env.renderer, cameras, task.landmarks(env.scene), rng)
+            places = in_image(env.scene, CAMERA, np.array([env.scene.position(plate) for plate in PLATES]))
+            known.append(seen | {
+                "proprio": observation["proprio"],
+                "marks": np.array([MARKS.index(mark) for mark in task.shown]),
+                "places": places.astype(np.float32),
+                "named": np.array(task.shown.index(task.words["thing"])),
+            })  # fmt: skip
+    return stack(known)
 
 
 @dataclass(frozen=True)
@@ -145,7 +128,7 @@ class Reading(Trainer):
     @cached_property
     def scenes(self) -> Scenes:
         cells = random_cells(self.lesson.scenes, self.lesson.seed)
-        return render_scenes(self.card.cameras, cells, self.lesson.seed, self.workers)
+        return reading_scenes(self.card.cameras, cells, self.lesson.seed, self.workers)
 
     def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss, right = self._judge(rng.choice(np.arange(CHECKED, len(self.scenes.marks)), self.recipe.batch), rng)

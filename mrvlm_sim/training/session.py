@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from zlib import crc32
 
+import numpy as np
 import torch
 
 from mrvlm_sim.agents.card import PolicyCard
@@ -20,6 +21,7 @@ from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.trainer import Log
 from mrvlm_sim.training.views import render_views
+from mrvlm_sim.wrappers.gaze import gaze_at
 
 Evaluate = Callable[[TrainedPolicy], float]
 
@@ -72,8 +74,17 @@ def make_trainer(
 
 def _dataset(card: PolicyCard, demos: Demonstrations, folders: Folders, device: torch.device, workers: int) -> Dataset:
     stride = cloning_recipe(card).stride
-    views = {name: render_views(demos, name, p, stride, folders.views, workers) for name, p in card.cameras.items()}
-    return Dataset(demos, views, card.network.chunk, stride, device)
+    seen = {name: render_views(demos, name, p, stride, folders.views, workers) for name, p in card.cameras.items()}
+    views = {name: rendered for name, (rendered, _) in seen.items()}
+    gazes = [_next_gazes(demos, places) for name, (_, places) in seen.items() if card.cameras[name].gaze == "policy"]
+    return Dataset(demos, views, card.network.chunk, stride, device, gazes)
+
+
+def _next_gazes(demos: Demonstrations, places: np.ndarray) -> np.ndarray:
+    """What to look at next, float32 (F, 2): the named thing, where it is in the frame after this one."""
+    after = np.arange(1, len(places) + 1)
+    last = np.searchsorted(demos.episode, demos.episode, side="right") - 1
+    return gaze_at(places)[np.minimum(after, last)].astype(np.float32)
 
 
 def train(trainer: Cloning, log: Log, evaluate: Evaluate | None, evaluate_every: int, threads: int) -> Path:

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.seeding import generator
+from mrvlm_sim.sim.sight import landmark_places
 from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.training.demos import Demonstrations
-from mrvlm_sim.vision import Pyramid, patchify
+from mrvlm_sim.vision import Pyramid, patchify, shown_in
+from mrvlm_sim.wrappers.gaze import gaze_at
 
-RENDERING = "2"  # raise when the look of the scenes changes, so that older caches are not used
+RENDERING = "3"  # raise when the look of the scenes changes, so that older caches are not used
+
+
+GAZE_ERROR = 0.2  # at most, in half-widths of the frame, of the gaze that a policy learns with
+Shapes = dict[str, tuple[tuple[int, ...], type]]
 
 
 def kept_frames(demos: Demonstrations, stride: int) -> np.ndarray:
@@ -27,28 +35,44 @@ def kept_frames(demos: Demonstrations, stride: int) -> np.ndarray:
     return np.flatnonzero(step % stride == demos.episode % stride)
 
 
-class MarginViews:
-    """Every level of one camera over the kept frames: uint8 (K, view + 2 margin, view + 2 margin, 3) on disk."""
+class Look(NamedTuple):
+    """What a network sees of B frames through one camera."""
 
-    def __init__(self, pyramid: Pyramid, levels: list[np.ndarray]) -> None:
-        self.pyramid, self.levels = pyramid, levels
+    tokens: np.ndarray  # uint8 (B, N, patch*patch*3)
+    boxes: np.ndarray  # float32 (B, N, 4), as it is told them
+    shown: np.ndarray  # bool (B, K, N): which tokens show which landmark
+
+
+class MarginViews:
+    """Every level of one camera over K frames: uint8 (K, view + 2 margin, view + 2 margin, 3), perhaps on disk.
+
+    `places` (K, landmarks, 2) says where landmarks are in the frame, and `gazes` (K, 2) what the eyes were turned to,
+    if not straight ahead.
+    """
+
+    def __init__(
+        self, pyramid: Pyramid, levels: list[np.ndarray], places: np.ndarray, gazes: np.ndarray | None = None
+    ) -> None:
+        self.pyramid, self.levels, self.places, self.gazes = pyramid, levels, places, gazes
         self.margins = margins(pyramid)
 
-    def tokens(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Freshly jittered tokens uint8 (B, N, patch*patch*3) and boxes float32 (B, N, 4) of kept frames (B,).
-
-        `frames` count within `kept_frames`.
-        """
+    def look(self, frames: np.ndarray, rng: np.random.Generator) -> Look:
+        """Freshly jittered views of some of the frames (B,)."""
         pyramid = self.pyramid
-        origins = pyramid.place(pyramid.jitter.stationary(rng, (len(frames), pyramid.levels, 2)))
-        steps = (origins - pyramid.centred()) // np.array(pyramid.factors)[:, None]
+        offsets = pyramid.jitter.stationary(rng, (len(frames), pyramid.levels, 2))
+        gazes = None if self.gazes is None else self.gazes[frames]
+        origins = pyramid.place(offsets, gazes)
+        steps = (origins - pyramid.place(np.zeros_like(offsets), gazes)) // np.array(pyramid.factors)[:, None]
         parts = []
         for level, (view, margin) in enumerate(zip(pyramid.view_sizes, self.margins, strict=True)):
+            if view == 0:
+                continue
             corners = (steps[:, level] + margin).tolist()
             stored = self.levels[level]
             cuts = [stored[f, y : y + view, x : x + view] for f, (x, y) in zip(frames, corners, strict=True)]
             parts.append(patchify([np.stack(cuts)], pyramid.patch)[0])
-        return np.concatenate(parts, axis=1), pyramid.token_boxes(origins)
+        shown = shown_in(self.places[frames], pyramid.token_boxes(origins))
+        return Look(np.concatenate(parts, axis=1), pyramid.told_boxes(origins), shown)
 
 
 def margins(pyramid: Pyramid) -> list[int]:
@@ -63,26 +87,56 @@ def margins(pyramid: Pyramid) -> list[int]:
     return (reach // pyramid.factors).tolist()
 
 
-def margin_boxes(pyramid: Pyramid) -> tuple[np.ndarray, list[int]]:
-    """Boxes (levels, 3) and widths in pixels of the views with their margins."""
-    sizes = [view + 2 * margin for view, margin in zip(pyramid.view_sizes, margins(pyramid), strict=True)]
-    boxes = pyramid.boxes(pyramid.centred())
-    boxes[:, 2] *= np.array(sizes) / np.array(pyramid.view_sizes)
+def margin_boxes(pyramid: Pyramid, gaze: np.ndarray | None = None) -> tuple[np.ndarray, list[int]]:
+    """Boxes (levels, 3) and widths in pixels of the views with their margins; no pixels where there are no tokens."""
+    views = pyramid.view_sizes
+    sizes = [view + 2 * margin if view else 0 for view, margin in zip(views, margins(pyramid), strict=True)]
+    boxes = pyramid.boxes(pyramid.place(np.zeros((pyramid.levels, 2)), gaze))
+    boxes[:, 2] *= np.array(sizes) / np.maximum(views, 1)
     return boxes, sizes
+
+
+def training_gaze(pyramid: Pyramid, places: np.ndarray, rng: np.random.Generator, first: bool) -> np.ndarray | None:
+    """Where the eyes are turned to while a network learns, in a frame with landmarks at `places` (K, 2).
+
+    A policy that learns to choose its gaze sees as if it had looked about where it should have; in the first frame of
+    an episode, straight ahead.
+    """
+    match pyramid.gaze:
+        case "random":
+            return rng.uniform(-1, 1, 2)
+        case "oracle":
+            return gaze_at(places)
+        case "policy":
+            return np.zeros(2) if first else np.clip(gaze_at(places) + rng.uniform(-GAZE_ERROR, GAZE_ERROR, 2), -1, 1)
+    return None
 
 
 def render_views(
     demos: Demonstrations, camera: str, pyramid: Pyramid, stride: int, cache: Path, workers: int
-) -> MarginViews:
-    """Render the kept frames of the demonstrations through one camera, or take them from the cache."""
+) -> tuple[MarginViews, np.ndarray]:
+    """Render the kept frames of the demonstrations through one camera, or take them from the cache.
+
+    Also returns where the landmarks are in every frame, kept or not: float32 (F, K, 2).
+    """
     kept = kept_frames(demos, stride)
     folder = cache / _fingerprint(demos, camera, pyramid, kept)
     cache.mkdir(parents=True, exist_ok=True)
-    _, sizes = margin_boxes(pyramid)
-    shapes = [(len(kept), size, size, 3) for size in sizes]
+    shapes = _shapes(demos, pyramid, len(kept))
     with FileLock(cache / f".{folder.name}.lock"):  # arms with the same eyes may be trained side by side
         _fill(folder, demos, camera, pyramid, kept, shapes, workers)
-    return MarginViews(pyramid, [np.load(folder / f"{level}.npy", mmap_mode="r") for level in range(pyramid.levels)])
+    found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
+    levels = [found[f"{level}"] for level in range(pyramid.levels)]
+    return MarginViews(pyramid, levels, found["places"][kept], found.get("gazes")), found["places"]
+
+
+def _shapes(demos: Demonstrations, pyramid: Pyramid, kept: int) -> Shapes:
+    """What is kept of the views, by the files' names."""
+    shapes: Shapes = {
+        f"{level}": ((kept, size, size, 3), np.uint8) for level, size in enumerate(margin_boxes(pyramid)[1])
+    }
+    shapes["places"] = (*demos.landmarks.shape[:2], 2), np.float32
+    return shapes if pyramid.gaze == "centre" else shapes | {"gazes": ((kept, 2), np.float64)}
 
 
 def _fill(
@@ -91,34 +145,48 @@ def _fill(
     camera: str,
     pyramid: Pyramid,
     kept: np.ndarray,
-    shapes: Sequence[tuple[int, ...]],
+    shapes: Shapes,
     workers: int,
 ) -> None:
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for level, shape in enumerate(shapes):
-            np.lib.format.open_memmap(folder / f"{level}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        for name, (shape, kind) in shapes.items():
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
         parts = np.array_split(np.unique(demos.episode), workers)
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(_render_part, demos, camera, pyramid, kept, folder, part) for part in parts]
+            jobs = [pool.submit(_render_part, demos, camera, pyramid, kept, folder, [*shapes], part) for part in parts]
             for job in jobs:
                 job.result()
         (folder / "complete").touch()
 
 
 def _render_part(
-    demos: Demonstrations, camera: str, pyramid: Pyramid, kept: np.ndarray, folder: Path, episodes: np.ndarray
+    demos: Demonstrations,
+    camera: str,
+    pyramid: Pyramid,
+    kept: np.ndarray,
+    folder: Path,
+    names: Sequence[str],
+    episodes: np.ndarray,
 ) -> None:
     env = make_own_env(demos.environment)
-    boxes, sizes = margin_boxes(pyramid)
-    files = [np.load(folder / f"{level}.npy", mmap_mode="r+") for level in range(pyramid.levels)]
+    files = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in names}
+    number = {frame: index for index, frame in enumerate(kept.tolist())}
     for episode in episodes:
         env.reset(seed=int(demos.reset_seeds[episode]))
-        for index in np.flatnonzero(demos.episode[kept] == episode).tolist():
-            demos.restore(env, int(kept[index]))
-            for file, view in zip(files, env.renderer.views(camera, boxes, sizes), strict=True):
-                file[index] = view
+        frames = np.flatnonzero(demos.episode == episode).tolist()
+        for frame in frames:
+            demos.restore(env, frame)
+            places = files["places"][frame] = landmark_places(env.scene, camera, demos.landmarks[frame])
+            if (index := number.get(frame)) is None:
+                continue
+            rng = generator(demos.seed, demos.environment, frame, "training gaze")
+            gaze = training_gaze(pyramid, places, rng, first=frame == frames[0])
+            if gaze is not None:
+                files["gazes"][index] = gaze
+            for level, view in enumerate(env.renderer.views(camera, *margin_boxes(pyramid, gaze))):
+                files[f"{level}"][index] = view
     env.close()
 
 

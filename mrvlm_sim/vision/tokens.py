@@ -16,10 +16,12 @@ Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor
 def cut(frame: Array, origins: np.ndarray, pyramid: Pyramid) -> list[Array]:
     """Views of one frame (frame_size, frame_size, 3): for each level (view, view, 3), the exact area mean.
 
-    Floating-point frames give floating-point views; uint8 frames give float64 views in [0, 255].
+    Floating-point frames give floating-point views; uint8 frames give float64 views in [0, 255]. A level without tokens
+    gives a view without pixels.
     """
     views = []
-    for (x, y), size, factor in zip(origins.tolist(), pyramid.cutout_sizes, pyramid.factors, strict=True):
+    sizes = [size if view else 0 for size, view in zip(pyramid.cutout_sizes, pyramid.view_sizes, strict=True)]
+    for (x, y), size, factor in zip(origins.tolist(), sizes, pyramid.factors, strict=True):
         cutout = frame[y : y + size, x : x + size]  # type: ignore[index]
         views.append(cutout if factor == 1 else _area_mean(cutout, factor))
     return views
@@ -64,7 +66,7 @@ def unpatchify(tokens: Array, pyramid: Pyramid) -> list[Array]:
     for grid in pyramid.grids:
         level = tokens[..., start : start + grid**2, :]  # type: ignore[index]
         views.append(
-            rearrange(level, "... (y x) (p q c) -> ... (y p) (x q) c", y=grid, p=pyramid.patch, q=pyramid.patch)
+            rearrange(level, "... (y x) (p q c) -> ... (y p) (x q) c", y=grid, x=grid, p=pyramid.patch, q=pyramid.patch)
         )
         start += grid**2
     return views
@@ -73,3 +75,9 @@ def unpatchify(tokens: Array, pyramid: Pyramid) -> list[Array]:
 def tokenise(views: list[np.ndarray], pyramid: Pyramid) -> np.ndarray:
     """Views of one frame as the token observation, uint8 (tokens, patch * patch * 3)."""
     return np.concatenate(patchify([quantise(view) for view in views], pyramid.patch))
+
+
+def shown_in(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Which tokens (..., N, 4) show which points of the frame (..., K, 2): bool (..., K, N); NaN is nowhere."""
+    centres, halves = boxes[..., None, :, :2], boxes[..., None, :, 2:3]
+    return (np.abs(places[..., :, None, :] - centres) <= halves).all(axis=-1)

@@ -11,6 +11,7 @@ from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.sim.external import as_dict, as_dict_space, check_mujoco, external_renderer
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv
 from mrvlm_sim.vision import JitterProcess, Pyramid, cut, tokenise
+from mrvlm_sim.wrappers.gaze import Gaze
 
 Source = Literal["sensor", "nested"]
 Frames = dict[str, np.ndarray]  # camera -> uint8 (S, S, 3)
@@ -23,10 +24,12 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
     Args:
         env: any environment whose unwrapped form has a MuJoCo `model` and `data`. An observation that is a plain array
             becomes the key `state` of a Dict.
-        pyramids: the pyramid of each camera that is looked through.
+        pyramids: the pyramid of each camera that is looked through. For each whose gaze the policy chooses, actions
+            have two numbers more: where to look next.
         source: `nested` renders every level through its own frustum (fast); `sensor` renders the whole frame,
             lets `frame_hook` change it (attacks, corruptions), and cuts it (the reference).
-        frame_hook: called with the sensor frames and the observation without pictures, before any cut.
+        frame_hook: called with the sensor frames and the observation without pictures, before any cut; where the
+            eyes do not look straight ahead, it holds `<camera>/gaze` (2,).
         frame_interval: look once in this many steps and repeat the last tokens in between, for policies that
             act in chunks. Jitter moves with every look.
         jitter_rng: where jitter comes from; the environment's own generator if not given.
@@ -67,11 +70,18 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
             raise UserError(f"frame_interval must be at least 1, not {frame_interval}")
         self.pyramids, self.source = dict(pyramids), source
         self.frame_hook, self.frame_interval, self.jitter_rng = frame_hook, frame_interval, jitter_rng
+        self.gaze = Gaze(self.pyramids, base)
+        self.action_space = self.gaze.action_space(env.action_space)  # type: ignore[arg-type]
         self.observation_space = _with_tokens(as_dict_space(env.observation_space), self.pyramids)  # type: ignore[assignment]
         self.views: dict[str, list[np.ndarray]] = {}  # what was last seen, level by level
         self.origins: dict[str, np.ndarray] = {}
         self._steps = 0
         self._seen: Observation = {}
+
+    @property
+    def action_size(self) -> int:
+        """How many numbers an action has, gaze included."""
+        return self.action_space.shape[0]  # type: ignore[index]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         observation, info = self.env.reset(seed=seed, options=options)
@@ -79,7 +89,7 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
         return self.look_afresh(as_dict(observation), rng), info
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(self.gaze.take(action))
         self._steps += 1
         if self._steps % self.frame_interval == 0 or terminated or truncated:
             observation = self.look(as_dict(observation))
@@ -94,17 +104,20 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
     def look_afresh(self, observation: Observation, rng: np.random.Generator) -> Observation:
         """Look for the first time, with jitter that begins anew: as after a reset."""
         self._jitter = {name: JitterProcess(p.jitter, p.levels, rng) for name, p in self.pyramids.items()}
+        self.gaze.begin(rng)
         self._steps = 0
         return self.look(observation)
 
     def look(self, observation: Observation) -> Observation:
         """Look anew, with the next jitter: the observation with fresh tokens and boxes."""
-        self.origins = {name: p.place(self._jitter[name].next()) for name, p in self.pyramids.items()}
-        self.views = self._nested() if self.source == "nested" else self._cut(observation)
+        gazes = {name: self.gaze.point(name) for name in self.pyramids}
+        self.origins = {name: p.place(self._jitter[name].next(), gazes[name]) for name, p in self.pyramids.items()}
+        turned = {f"{name}/gaze": gaze for name, gaze in gazes.items() if gaze is not None}
+        self.views = self._nested() if self.source == "nested" else self._cut(observation | turned)
         self._seen = {}
         for name, pyramid in self.pyramids.items():
             self._seen[f"{name}/tokens"] = tokenise(self.views[name], pyramid)
-            self._seen[f"{name}/boxes"] = pyramid.token_boxes(self.origins[name])
+            self._seen[f"{name}/boxes"] = pyramid.told_boxes(self.origins[name])
         return observation | self._seen
 
     def _nested(self) -> dict[str, list[np.ndarray]]:

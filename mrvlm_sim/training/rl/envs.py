@@ -22,10 +22,12 @@ from mrvlm_sim.models import NetworkConfig, PolicyNetwork
 from mrvlm_sim.models.heads import LANDMARK_SCALE, feature_size
 from mrvlm_sim.seeding import integer_seed
 from mrvlm_sim.sim.env import ACTION_SIZE, PROPRIO_SIZE, ManipulationEnv
+from mrvlm_sim.sim.sight import landmark_places
 from mrvlm_sim.tasks import make_own_env, split_settings
 from mrvlm_sim.tasks.tabletop import LANDMARKS
 from mrvlm_sim.training.rl.features import network_inputs
-from mrvlm_sim.vision import Pyramid
+from mrvlm_sim.vision import Pyramid, shown_in
+from mrvlm_sim.vision.eyes import gaze_size
 from mrvlm_sim.wrappers import MultiResolutionTokens
 
 Frames = dict[str, np.ndarray]  # observations of the environments, one after the other: (frames, ...)
@@ -33,17 +35,28 @@ PROBED = 200  # random steps
 
 
 class WithLandmarks(gymnasium.ObservationWrapper):
-    """Adds `landmarks` float32 (K, 3) in metres, NaN where there is none: for the critic and the encoder's lessons."""
+    """Adds what only the critic and the encoder's lessons may know.
 
-    def __init__(self, env: gymnasium.Env, task_env: ManipulationEnv) -> None:
+    `landmarks` float32 (K, 3) in metres, NaN where there is none, and `<camera>/shown` bool (K, N): which tokens show
+    which of them.
+    """
+
+    def __init__(self, env: MultiResolutionTokens, task_env: ManipulationEnv) -> None:
         super().__init__(env)
-        self.task_env = task_env
+        self.eyes, self.task_env = env, task_env
+        known: dict[str, spaces.Space] = {"landmarks": spaces.Box(-np.inf, np.inf, (LANDMARKS, 3), np.float32)}
+        for camera, pyramid in env.pyramids.items():
+            known[f"{camera}/shown"] = spaces.Box(0, 1, (LANDMARKS, pyramid.tokens), np.bool_)
         assert isinstance(env.observation_space, spaces.Dict)
-        truth = spaces.Box(-np.inf, np.inf, (LANDMARKS, 3), np.float32)
-        self.observation_space = spaces.Dict({**env.observation_space.spaces, "landmarks": truth})
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, **known})
 
     def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return observation | {"landmarks": self.task_env.task.landmarks(self.task_env.scene)}
+        landmarks = self.task_env.task.landmarks(self.task_env.scene)
+        known = {"landmarks": landmarks}
+        for camera, pyramid in self.eyes.pyramids.items():
+            places = landmark_places(self.task_env.scene, camera, landmarks)
+            known[f"{camera}/shown"] = shown_in(places, pyramid.token_boxes(self.eyes.origins[camera]))
+        return observation | known
 
 
 def training_env(environment: str, cameras: Mapping[str, Pyramid]) -> gymnasium.Env:
@@ -52,12 +65,12 @@ def training_env(environment: str, cameras: Mapping[str, Pyramid]) -> gymnasium.
     return WithLandmarks(MultiResolutionTokens(own, cameras), own)
 
 
-def check_network(config: NetworkConfig, environment: str) -> None:
+def check_network(config: NetworkConfig, cameras: Mapping[str, Pyramid], environment: str) -> None:
     """
     Raises:
         UserError: the network's inputs or outputs are not those of the suite's environments, naming both sides.
     """
-    given = {"proprio_size": PROPRIO_SIZE, "action_size": ACTION_SIZE, "landmarks": LANDMARKS}
+    given = {"proprio_size": PROPRIO_SIZE, "action_size": ACTION_SIZE + gaze_size(cameras), "landmarks": LANDMARKS}
     for name, size in given.items():
         if getattr(config, name) != size:
             raise UserError(f"the arm's network has {name} = {getattr(config, name)}, {environment} gives {size}")
@@ -154,9 +167,9 @@ class EncodedVecEnv(VecEnvWrapper):
     @torch.inference_mode()
     def _see(self, observations: Any) -> dict[str, np.ndarray]:
         self._frames.append(observations)
-        tensors = {name: torch.from_numpy(values) for name, values in observations.items() if name != "landmarks"}
-        features, _ = self.network.perceive(*network_inputs(self.network, tensors))
-        return {"features": features.numpy(), "truth": self._truth(observations)}
+        tensors = {name: torch.from_numpy(values) for name, values in observations.items()}
+        seen = self.network.perceive(*network_inputs(self.network, tensors))
+        return {"features": seen.features.numpy(), "truth": self._truth(observations)}
 
     def _truth(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
         """Landmarks, in LANDMARK_SCALE and 0 where there is none, which there are, and proprioception."""

@@ -46,7 +46,7 @@ class TokenFeatures(BaseFeaturesExtractor):
         return self
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        return self.network.perceive(*network_inputs(self.network, observations))[0]
+        return self.network.perceive(*network_inputs(self.network, observations)).features
 
 
 def seen_by(cameras: Mapping, proprio_size: int) -> dict[str, tuple[int, ...]]:

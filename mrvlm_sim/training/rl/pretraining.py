@@ -1,64 +1,74 @@
-"""Frames of many scenes to pretrain an encoder on, from wherever random pushes lead.
+"""Many scenes to pretrain an encoder on, from wherever random pushes lead.
 
 Rollouts show few scenes: eight environments for 128 steps, some twenty. An encoder that learned from rollouts alone was
 still 110 mm off the ball that was named after 18,000 steps of `reach`, which is to say that it did not know which one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 
-from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.tasks import make_own_env
-from mrvlm_sim.training.rl.envs import Frames, WithLandmarks
+from mrvlm_sim.training.rl.envs import Frames
+from mrvlm_sim.training.scenes import Known, look_around, render_scenes, stack
+from mrvlm_sim.training.views import MarginViews
 from mrvlm_sim.vision import Pyramid
-from mrvlm_sim.wrappers import MultiResolutionTokens
 
 PUSHES, LONGEST = 3, 6  # at most: pushes in directions of their own, and steps of each
-PART = 100  # scenes that a process renders at a time
+CHECKED = 400  # scenes at most that are not trained on
 
 
-def random_frames(environment: str, cameras: Mapping[str, Pyramid], scenes: int, seed: int, workers: int) -> Frames:
-    """One frame of each scene; frame i depends on the seed and on i alone. Without workers, all is done here."""
-    parts = np.array_split(np.arange(scenes), max(1, scenes // PART))
-    frames: Frames = {}
-    for part, rendered in zip(parts, _rendered(environment, dict(cameras), parts, seed, workers), strict=True):
-        for name, values in rendered.items():
-            if name not in frames:
-                frames[name] = np.empty((scenes, *values.shape[1:]), values.dtype)
-            frames[name][part] = values
-    return frames
+@dataclass(frozen=True)
+class RandomScenes:
+    """One look at each of N scenes, cut with fresh jitter every time."""
+
+    views: dict[str, MarginViews]
+    known: Known  # proprio, instruction and landmarks
+
+    def __len__(self) -> int:
+        return len(self.known["landmarks"])
+
+    @property
+    def checked(self) -> int:
+        """So many of the first scenes are there to check on, and the others to learn from."""
+        return min(CHECKED, len(self) // 8)
+
+    @property
+    def looked_for(self) -> bool:
+        """Whether the gaze is on the thing that is named, so that naming another would mislead."""
+        return any(views.pyramid.gaze in ("oracle", "policy") for views in self.views.values())
+
+    def look(self, chosen: np.ndarray, rng: np.random.Generator) -> Frames:
+        """Observations of some of the scenes, as `training_env` gives them."""
+        frames = {name: values[chosen] for name, values in self.known.items()}
+        for camera, views in self.views.items():
+            frames |= {f"{camera}/{name}": values for name, values in views.look(chosen, rng)._asdict().items()}
+        return frames
 
 
-def _rendered(
-    environment: str, cameras: Mapping[str, Pyramid], parts: Sequence[np.ndarray], seed: int, workers: int
-) -> Iterator[Frames]:
-    render = partial(_render, environment, cameras, seed)
-    if workers == 0:
-        yield from map(render, parts)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), one_render_thread) as pool:
-        jobs = [pool.submit(render, part) for part in parts]
-        while jobs:
-            yield jobs.pop(0).result()  # and forgotten, as they are large
+def random_scenes(
+    environment: str, cameras: Mapping[str, Pyramid], count: int, seed: int, workers: int
+) -> RandomScenes:
+    """Scene i depends on the seed and on i alone. Without workers, all is rendered in this process."""
+    render = partial(_render, environment, dict(cameras), seed)
+    return RandomScenes(*render_scenes(cameras, count, render, workers))
 
 
-def _render(environment: str, cameras: Mapping[str, Pyramid], seed: int, scenes: np.ndarray) -> Frames:
+def _render(environment: str, cameras: Mapping[str, Pyramid], seed: int, scenes: np.ndarray) -> Known:
+    known: list[Known] = []
     with closing(make_own_env(environment)) as env:
-        wrapped = MultiResolutionTokens(env, cameras)
-        known = WithLandmarks(wrapped, env)
-        frames = []
         for scene in scenes.tolist():
             rng = generator(seed, environment, scene, "pretraining")
             observation = _pushed_about(env, integer_seed(seed, environment, scene, "pretraining"), rng)
-            frames.append(known.observation(wrapped.look_afresh(observation, rng)))
-    return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+            landmarks = env.task.landmarks(env.scene)
+            seen = look_around(env.scene, env.renderer, cameras, landmarks, rng)
+            known.append({**observation, "landmarks": landmarks, **seen})
+    return stack(known)
 
 
 def _pushed_about(env: ManipulationEnv, seed: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

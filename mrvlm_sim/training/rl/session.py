@@ -29,7 +29,7 @@ from mrvlm_sim.training.rl.actor_critic import copy_actor_to_head, copy_head_to_
 from mrvlm_sim.training.rl.algorithms import EncoderLearns, make_algorithm
 from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
 from mrvlm_sim.training.rl.envs import EncodedVecEnv, check_network, probe, vector_env
-from mrvlm_sim.training.rl.pretraining import random_frames
+from mrvlm_sim.training.rl.pretraining import random_scenes
 from mrvlm_sim.training.rl.recipe import begin_as, differences
 from mrvlm_sim.training.session import write_policy
 from mrvlm_sim.training.trainer import interrupts_noted
@@ -38,7 +38,7 @@ Figures = dict[str, float]
 Evaluate = Callable[[TrainedPolicy], float]
 Log = Callable[[int, Figures], None]
 RENDERERS = 2  # processes that render the scenes of pretraining
-LOG_EVERY = 100  # updates of pretraining
+LOG_EVERY, CHECK_EVERY = 100, 500  # updates of pretraining
 
 
 class Reinforcement:
@@ -54,7 +54,7 @@ class Reinforcement:
         self.card, self.recipe, self.folder = card, card.training, folder
         self.environment, self.processes = environment, processes
         self.saved, self.seconds, self.curve = 0, 0.0, list[Figures]()
-        check_network(card.network, environment)
+        check_network(card.network, card.cameras, environment)
         mean, spread = probe(environment, self.recipe.seed)
         torch.manual_seed(self.recipe.seed)
         self.network = PolicyNetwork(card.cameras, card.network)
@@ -97,7 +97,7 @@ class Reinforcement:
 
     def _render_scenes(self) -> None:
         recipe, started = self.recipe, time.perf_counter()
-        self.regression.scenes = random_frames(
+        self.regression.scenes = random_scenes(
             self.environment, self.card.cameras, recipe.pretraining_scenes, recipe.seed, RENDERERS * self.processes
         )
         if self._state is None:
@@ -120,7 +120,8 @@ class Reinforcement:
         while (left := planned - self.regression.updates) > 0:
             rng = np.random.default_rng([self.recipe.seed, 0, self.regression.updates])
             errors = self.regression.learn(min(left, LOG_EVERY), rng)
-            log(0, {"encoder_updates": self.regression.updates, **errors})
+            checked = self.regression.check() if self.regression.updates % CHECK_EVERY == 0 else {}
+            log(0, {"encoder_updates": self.regression.updates, **errors, **checked})
             if model.encoded.interrupted():
                 raise KeyboardInterrupt
         self.seconds += time.perf_counter() - started

@@ -1,0 +1,59 @@
+"""Other eyes than an arm's own: its pyramid with one thing changed, to see what that thing is good for."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.vision.jitter import Jitter
+from mrvlm_sim.vision.pyramid import Pyramid
+
+AMPLITUDE = 0.1  # of jitter, where the arm has none
+Change = Callable[[Pyramid], dict[str, Any]]
+
+
+def _jitter(component: str) -> Change:
+    """One component alone, as large as the arm's own jitter."""
+    return lambda pyramid: {"jitter": Jitter(**{component: pyramid.jitter.amplitude or AMPLITUDE})}
+
+
+EYES: Mapping[str, Change] = {
+    "still": lambda pyramid: {"jitter": Jitter()},
+    "tremor": _jitter("tremor"),
+    "drift": _jitter("drift"),
+    "saccade": _jitter("saccade"),
+    "boxes-hidden": lambda pyramid: {"told": "centred"},
+    "boxes-wrong": lambda pyramid: {"told": "mirrored"},
+    "full-view": lambda pyramid: {"grids": (pyramid.grids[0], *[0] * (pyramid.levels - 1))},
+    "finest-level": lambda pyramid: {"grids": (*[0] * (pyramid.levels - 1), pyramid.grids[-1])},
+    "gaze-random": lambda pyramid: {"gaze": "random"},
+    "gaze-oracle": lambda pyramid: {"gaze": "oracle"},
+    "gaze-policy": lambda pyramid: {"gaze": "policy"},
+}
+
+
+def changed_eyes(cameras: Mapping[str, Pyramid], name: str, retrained: bool = True) -> dict[str, Pyramid]:
+    """The pyramids of all cameras with that change.
+
+    Raises:
+        UserError: no such change; the pyramids have a single level, which none of them touches; or the network is not
+            `retrained` and needs to be.
+    """
+    if name not in EYES:
+        raise unknown_name("eyes", name, EYES)
+    if all(pyramid.levels == 1 for pyramid in cameras.values()):
+        raise UserError(f"eyes {name}: they change how levels lie in each other, and there is a single level")
+    changed = {
+        camera: Pyramid.model_validate({**dict(pyramid), **EYES[name](pyramid)}) for camera, pyramid in cameras.items()
+    }
+    same_tokens = all(changed[camera].grids == pyramid.grids for camera, pyramid in cameras.items())
+    if not retrained and not (same_tokens and gaze_size(changed) == gaze_size(cameras)):
+        raise UserError(
+            f"eyes {name}: a policy that was made for others cannot look through them, as they have other tokens or "
+            f"actions; train one with them: mrvlm-sim train bc --eyes {name}"
+        )
+    return changed
+
+
+def gaze_size(cameras: Mapping[str, Pyramid]) -> int:
+    """How many numbers of an action say where to look next."""
+    return 2 * sum(pyramid.gaze == "policy" for pyramid in cameras.values())
