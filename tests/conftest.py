@@ -64,11 +64,12 @@ def jitters(draw: st.DrawFn) -> Jitter:
 
 
 @st.composite
-def pyramids(draw: st.DrawFn, max_frame: int = 900) -> Pyramid:
-    """Any valid pyramid of up to three levels whose frame is not larger than `max_frame`."""
+def pyramids(draw: st.DrawFn, max_frame: int = 900, gaps: bool = False) -> Pyramid:
+    """Any valid pyramid of up to three levels whose frame is not larger than `max_frame`; with `gaps`, some levels may
+    have no tokens."""
     zoom, patch = draw(st.sampled_from([2, 3])), draw(st.integers(1, 5))
-    grids = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
-    least = lcm(*(zoom**level * grid * patch for level, grid in enumerate(grids)))
+    grids = draw(st.lists(st.integers(0 if gaps else 1, 4), min_size=1, max_size=3).filter(any))
+    least = lcm(*(zoom**level * (grid * patch or 1) for level, grid in enumerate(grids)))
     if least > max_frame:
         grids, least = [1, 1, 1], zoom**2 * patch
     frame = least * draw(st.integers(1, max(1, min(4, max_frame // least))))

@@ -20,7 +20,7 @@ from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.suite_env import simulator_state
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.bc import Cloning, shares
-from mrvlm_sim.training.dataset import Dataset
+from mrvlm_sim.training.dataset import Dataset, relabel
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.optimisation import schedule
 from mrvlm_sim.training.views import MarginViews, kept_frames, margins, render_views
@@ -168,6 +168,20 @@ class TestDataset:
         assert (batch.proprio[4].numpy() == demos.proprio[frame]).all()
         assert 0 <= batch.tokens["wrist"].min() < batch.tokens["wrist"].max() <= 1
         assert (batch.boxes["wrist"][0] != batch.boxes["wrist"][1]).any(), "every sample has a jitter of its own"
+
+    def test_what_shows_a_thing_goes_with_its_name(self, dataset: Dataset) -> None:
+        """Under another instruction, the tokens that show the named thing are those that show the thing it names."""
+        landmarks = dataset.demos.landmarks[dataset.kept].copy()
+        shown = dataset.views["wrist"].look(np.arange(len(landmarks)), np.random.default_rng(0)).shown
+        before, places = landmarks.copy(), {"wrist": shown}
+        relabel(dataset.task, landmarks, places, np.random.default_rng(0))
+        renamed = 0
+        for scene in range(len(landmarks)):
+            kind = np.flatnonzero((before[scene, 2:6] == landmarks[scene, 0]).all(axis=1))
+            assert len(kind) >= 1
+            assert (shown[scene, 0] == shown[scene, 2 + kind[0]]).all()
+            renamed += not np.array_equal(before[scene, 0], landmarks[scene, 0])
+        assert renamed > 10
 
     def test_held_out_episodes_are_whole(self, demos: Demonstrations, views: MarginViews) -> None:
         many = replace(demos, reset_seeds=np.arange(20), instructions=np.repeat(demos.instructions[:1], 20))

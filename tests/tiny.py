@@ -22,9 +22,10 @@ def tiny_card(**network: Any) -> PolicyCard:
     return card.model_copy(update=update)
 
 
-def save_tiny(folder: Path, **network: Any) -> Path:
+def save_tiny(folder: Path, eyes: str | None = None, **network: Any) -> Path:
     """A policy folder with random weights that move the arm; returns the folder."""
-    card = tiny_card(**network)
+    card = tiny_card().with_eyes(eyes)
+    card = card.model_copy(update={"network": card.network.model_copy(update=network)})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = PolicyNetwork(card.cameras, card.network)

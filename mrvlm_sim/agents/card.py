@@ -131,12 +131,14 @@ class PolicyCard(Card):
                 raise ValueError("fusion 'cross' needs tokens of the full view and of others; use 'embedded'")
         return self
 
-    def with_eyes(self, name: str) -> Self:
-        """The arm with other eyes, as `EYES` names them, and a network that fits them; untrained.
+    def with_eyes(self, name: str | None) -> Self:
+        """The arm with other eyes, as `EYES` names them, and a network that fits them; untrained. None: its own.
 
         Raises:
             UserError: no such eyes, or they do not fit the arm.
         """
+        if name is None:
+            return self
         cameras = changed_eyes(self.cameras, name)
         more = gaze_size(cameras) - gaze_size(self.cameras)
         network = self.network.model_copy(update={"action_size": self.network.action_size + more})

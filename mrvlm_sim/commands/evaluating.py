@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrvlm_sim.commands.options import Reference, Settings, TrustPickle
+from mrvlm_sim.commands.options import OtherEyes, Policies, Reference, Settings, TrustPickle
 from mrvlm_sim.console import console, print_report, print_table, run_with_progress
 from mrvlm_sim.errors import UserError
 
@@ -18,13 +18,7 @@ def evaluate(
         list[str],
         typer.Option("--env", help="Environment: a folder in envs/; repeatable; all: the suite's own."),
     ],
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An arm, expert, random, noop, module:Class, file.py:Class, folder, ws://HOST:PORT, "
-            "openpi://HOST:PORT or its card.toml, model.zip of SB3; repeatable."
-        ),
-    ] = None,
+    policy: Policies = None,
     baselines: Annotated[bool, typer.Option(help="Run expert, random and noop, too: ceiling and floors.")] = True,
     episodes: Annotated[int, typer.Option(help="Episodes per policy, the same for all.")] = 50,
     seed: Annotated[int, typer.Option(help="Suite seed: names the episodes.")] = 0,
@@ -41,6 +35,7 @@ def evaluate(
     severity: Annotated[
         list[float] | None, typer.Option(help="Of every shift, from 0 to 1; repeatable. Default: 0.5.")
     ] = None,
+    eyes: OtherEyes = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core (of the cluster).")] = None,
     cluster: Annotated[
         str | None, typer.Option(help="Run on Ray: local, or from a node of the cluster auto or HOST:PORT.")
@@ -69,7 +64,9 @@ def evaluate(
     from mrvlm_sim.tasks import chosen_environments, split_settings
 
     shifts = [(name, size) for name in dict.fromkeys(shift or []) for size in dict.fromkeys(severity or [0.5])]
-    conditions = conditions_of(list(dict.fromkeys(attack or [])), parse_fraction(eps), steps, shifts)
+    conditions = conditions_of(
+        list(dict.fromkeys(attack or [])), parse_fraction(eps), steps, shifts, list(dict.fromkeys(eyes or []))
+    )
     limit, folders, failed = (max_episodes if until_decided else episodes), dict[str, Path](), False
     environments = chosen_environments(env, settings or [])
     arms, plans = policy or shipped_arms(environments), dict[str, Plan]()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrvlm_sim.commands.options import Arm, Env
+from mrvlm_sim.commands.options import Arm, Env, Eyes
 from mrvlm_sim.console import bar, console, log_updates
 from mrvlm_sim.errors import UserError
 
@@ -55,6 +55,7 @@ def train_bc(
         list[str] | None,
         typer.Option("--env", help="Environment; repeatable; all: the suite's own. Default: those on the arm's card."),
     ] = None,
+    eyes: Eyes = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.AUTO,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
@@ -73,13 +74,13 @@ def train_bc(
 
     if eval_every % 100:
         raise UserError(f"--eval-every must be a multiple of 100, not {eval_every}")
-    card, _ = arm_card(arm)
+    card = arm_card(arm)[0].with_eyes(eyes)
     if env:
         card = card.model_copy(update={"environments": chosen_environments(env)})
     updates = cloning_recipe(card).updates
     for name in card.environments:
         own_card(name)
-    folders = Folders(output or default_output(card, arm))
+    folders = Folders(output or default_output(card, f"{arm}-{eyes}" if eyes else arm))
     demonstrations = [_demonstrations(folders, card, name) for name in card.environments]
     console.print("rendering the demonstrations through this arm's eyes (kept for the next time)")
     trainer = make_trainer(card, demonstrations, folders, torch_device(device), workers)
@@ -105,6 +106,7 @@ def train_rl(
         int | None, typer.Option(min=1, help="Of all environments together; default: the recipe's.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Training seed; default: the recipe's.")] = None,
+    eyes: Eyes = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
     eval_episodes: Annotated[int, typer.Option(min=0, help="Episodes after every segment; 0 for none.")] = 20,
@@ -123,8 +125,8 @@ def train_rl(
     from mrvlm_sim.training.rl.session import Reinforcement, finish
 
     own_card(env)
-    card = reinforcement_card(arm, env, algo, init, {"steps": steps, "seed": seed})
-    name = f"{algo}-{split_settings(env)[0]}-{arm}-{card.training.seed}".replace("/", "-")
+    card = reinforcement_card(arm, env, algo, init, {"steps": steps, "seed": seed}, eyes)
+    name = f"{algo}-{split_settings(env)[0]}-{f'{arm}-{eyes}' if eyes else arm}-{card.training.seed}".replace("/", "-")
     torch.set_num_threads(threads)
     training = Reinforcement(card, env, output or runs_folder() / name)
     if training.saved:

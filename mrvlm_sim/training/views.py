@@ -76,10 +76,18 @@ class MarginViews:
 
 
 def margins(pyramid: Pyramid) -> list[int]:
-    """Width of each level's margin in view pixels: how far jitter can move its cutout."""
+    """Width of each level's margin in view pixels: how far jitter can move its cutout.
+
+    It moves it farthest from where there is no room on the other side, which is where a gaze into a corner puts it.
+    """
     offsets = np.full((pyramid.levels, 2), pyramid.jitter.amplitude)
-    moves = [np.abs(pyramid.place(way * offsets) - pyramid.centred())[:, 0] for way in (-1, 1)]
-    reach = np.maximum(*moves)
+    gazes = [None] if pyramid.gaze == "centre" else [np.full(2, corner) for corner in (-1.0, 0.0, 1.0)]
+    moves = [
+        np.abs(pyramid.place(way * offsets, gaze) - pyramid.place(0 * offsets, gaze))[:, 0]
+        for gaze in gazes
+        for way in (-1, 1)
+    ]
+    reach = np.max(moves, axis=0)
     broken = np.flatnonzero(reach % pyramid.factors)
     if len(broken):
         rule = f"level {broken[0]} must move by whole pixels of its own view for its jitter to be cut from a margin"

@@ -42,9 +42,7 @@ def changed_eyes(cameras: Mapping[str, Pyramid], name: str, retrained: bool = Tr
         raise unknown_name("eyes", name, EYES)
     if all(pyramid.levels == 1 for pyramid in cameras.values()):
         raise UserError(f"eyes {name}: they change how levels lie in each other, and there is a single level")
-    changed = {
-        camera: Pyramid.model_validate({**dict(pyramid), **EYES[name](pyramid)}) for camera, pyramid in cameras.items()
-    }
+    changed = {camera: _with(pyramid, EYES[name](pyramid)) for camera, pyramid in cameras.items()}
     same_tokens = all(changed[camera].grids == pyramid.grids for camera, pyramid in cameras.items())
     if not retrained and not (same_tokens and gaze_size(changed) == gaze_size(cameras)):
         raise UserError(
@@ -52,6 +50,12 @@ def changed_eyes(cameras: Mapping[str, Pyramid], name: str, retrained: bool = Tr
             f"actions; train one with them: mrvlm-sim train bc --eyes {name}"
         )
     return changed
+
+
+def _with(pyramid: Pyramid, changes: dict[str, Any]) -> Pyramid:
+    """Made anew: a copy would keep what was computed from the fields that change."""
+    own = {name: getattr(pyramid, name) for name in Pyramid.model_fields}
+    return Pyramid.model_validate({**own, **changes})
 
 
 def gaze_size(cameras: Mapping[str, Pyramid]) -> int:

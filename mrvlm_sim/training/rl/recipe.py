@@ -18,15 +18,20 @@ DISCRETE = ("dqn", "qrdqn")
 
 
 def reinforcement_card(
-    arm: str, environment: str, algorithm: str, init: Path | None, changed: Mapping[str, int | None]
+    arm: str,
+    environment: str,
+    algorithm: str,
+    init: Path | None,
+    changed: Mapping[str, int | None],
+    eyes: str | None = None,
 ) -> PolicyCard:
-    """The arm's eyes and network, with one action per look, and a recipe: the card's own or the default.
+    """The arm's eyes, or other `eyes`, its network, with one action per look, and a recipe: its own or the default.
 
     Raises:
-        UserError: no such arm, algorithm or policy to begin with, or values out of range.
+        UserError: no such arm, eyes, algorithm or policy to begin with, or values out of range.
     """
     check_algorithm(algorithm)
-    card, _ = arm_card(arm)
+    card = arm_card(arm)[0].with_eyes(eyes)
     own = card.training.model_dump() if card.training.method == algorithm else {}
     values = own | {name: value for name, value in changed.items() if value is not None}
     if init is not None:
