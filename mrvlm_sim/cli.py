@@ -18,7 +18,7 @@ app = typer.Typer(
 train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    runs.merge, runs.compare, runs.replay, runs.export, evaluating.serve, training.demos,
+    runs.merge, runs.compare, runs.replay, runs.export, runs.curves, evaluating.serve, training.demos,
     acuity.acuity, looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What can be done with finished runs: `merge`, `compare`, `replay`, `export`."""
+"""What can be done with finished runs: `merge`, `compare`, `replay`, `export`, `curves`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -85,3 +85,16 @@ def export(
     from mrvlm_sim.evaluation.export import export_run
 
     console.print(f"wrote {export_run(run, output)} episodes to {output}", soft_wrap=True)
+
+
+def curves(
+    trainings: Annotated[list[Path], typer.Argument(help="Folders of trainings by reinforcement, as <run>-<seed>.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for curves.csv, .md and .png; default: none.")] = None,
+) -> None:
+    """Learning curves of trainings side by side; folders that differ in a last number are seeds of one run."""
+    from mrvlm_sim.evaluation.curves import curve_table, read_curves, write_curves
+
+    found = read_curves(trainings)
+    print_table(write_curves(output, found) if output else curve_table(found), "at the last evaluation")
+    if output:
+        console.print(f"results: {output}")
