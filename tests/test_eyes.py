@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import gymnasium
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.replay import replay
 from mrvlm_sim.evaluation.runs import Plan
 from mrvlm_sim.evaluation.store import Key, read_episodes
+from mrvlm_sim.evaluation.view import save_view
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.sight import landmark_places
 from mrvlm_sim.tasks import make_own_env
@@ -232,6 +234,13 @@ class TestPoliciesThatLook:
         assert not row["error"]
         assert row["steps"] > 1
         assert replay(tmp_path / "run", Key("looks", "clean", 0, 0), tmp_path / "film.mp4").differences == ()
+
+    @pytest.mark.parametrize("name", ["finest-level", "gaze-policy"])
+    def test_what_an_arm_would_see_is_shown(self, tmp_path: Path, name: str) -> None:
+        save_view("reach", tiny_card().with_eyes(name), 0, tmp_path / "view.png")
+        height, width, _ = iio.imread(tmp_path / "view.png").shape
+        pictures = 2 if name == "finest-level" else 4  # the frame, and every level with tokens
+        assert pictures * height <= width < (pictures + 0.2) * height
 
     def test_they_can_be_attacked(self, tmp_path: Path, reach: ManipulationEnv) -> None:
         policy = load_trained(save_tiny(tmp_path / "looks", eyes="gaze-policy"))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mrvlm_sim.commands.options import Arm, Env, Settings
+from mrvlm_sim.commands.options import Arm, Env, Eyes, Settings
 from mrvlm_sim.console import console, print_table
 from mrvlm_sim.errors import UserError, unknown_name
 
@@ -53,6 +53,7 @@ def view(
     output: Annotated[Path, typer.Option(help="A .png, or a .mp4 of a whole expert episode.")] = Path("view.png"),
     seed: Annotated[int, typer.Option(min=0, help="Which episode.")] = 0,
     settings: Settings = None,
+    eyes: Eyes = None,
 ) -> None:
     """Show what an arm sees: the frame with the boxes, and every view with its token grid."""
     from mrvlm_sim.agents.registry import arm_card
@@ -64,14 +65,14 @@ def view(
         raise UserError(f"--output must end in .png or .mp4, not {output.name!r}")
     env = with_settings(env, settings or [])
     environment_card(env)
-    card, _ = arm_card(arm)
+    card = arm_card(arm)[0].with_eyes(eyes)
     make_parent(output)
     save_view(env, card, seed, output)
     console.print(f"wrote {output}")
 
 
 def list_all() -> None:
-    """List environments, arms, policies and attacks."""
+    """List environments, arms, policies, attacks, shifts and eyes."""
     from mrvlm_sim.evaluation.catalogue import catalogue
 
     for title, frame in catalogue().items():

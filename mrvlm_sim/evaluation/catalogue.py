@@ -1,4 +1,4 @@
-"""What there is: environments, arms, baselines and attacks, as tables of text."""
+"""What there is: environments, arms, baselines, attacks, shifts and eyes, as tables of text."""
 
 from importlib.metadata import EntryPoint
 
@@ -9,6 +9,7 @@ from mrvlm_sim.evaluation.runs import MISSING, package_version
 from mrvlm_sim.metrics.attacks import ATTACKS
 from mrvlm_sim.sim.card import AnyEnvironmentCard, ExternalCard, environment_cards
 from mrvlm_sim.tasks import environment_card
+from mrvlm_sim.vision.eyes import EYES
 from mrvlm_sim.wrappers.shifts import SHIFTS
 
 
@@ -33,6 +34,7 @@ def catalogue() -> dict[str, pd.DataFrame]:
         "plugins": pd.DataFrame([{"name": n, "": _state(point)} for n, point in plugins().items()]),
         "attacks": pd.DataFrame([{"name": n, "": _first_line(attack)} for n, attack in ATTACKS.items()]),
         "shifts": pd.DataFrame([{"name": n, "": _first_line(shift)} for n, shift in SHIFTS.items()]),
+        "eyes": pd.DataFrame([{"name": n, "": eyes.about} for n, eyes in EYES.items()]),
     }
 
 

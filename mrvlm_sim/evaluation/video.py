@@ -59,6 +59,8 @@ def view_pictures(wrapped: MultiResolutionTokens, height: int) -> list[np.ndarra
     for camera, views in wrapped.views.items():
         pyramid = wrapped.pyramids[camera]
         for level, (view, grid) in enumerate(zip(views, pyramid.grids, strict=True)):
+            if grid == 0:
+                continue
             picture = draw_grid(enlarge(quantise(view), height), grid)
             pictures.append(draw_border(picture, LEVEL_COLOURS[level % len(LEVEL_COLOURS)]))
     return pictures

@@ -21,7 +21,7 @@ def save_view(environment: str, card: PolicyCard, seed: int, path: Path) -> None
     """Write a PNG (step 7 of an expert episode) or, for a path that ends in .mp4, the whole episode.
 
     The picture shows, for every camera, the sensor frame with the boxes of all levels, then every view with its
-    token grid in the colour of its box.
+    token grid in the colour of its box. Where the arm's policy would choose the gaze, it is straight ahead.
     """
     env = make_env(environment)
     wrapped = MultiResolutionTokens(
@@ -33,7 +33,9 @@ def save_view(environment: str, card: PolicyCard, seed: int, path: Path) -> None
     film = EpisodeVideo(path) if path.suffix == ".mp4" else None
     step, over = 0, False
     while not over and (film is not None or step < PICTURE_STEP):
-        observation, _, terminated, truncated, _ = wrapped.step(expert.act(batch_of_one(observation))[0])
+        action = expert.act(batch_of_one(observation))[0]
+        ahead = np.zeros(wrapped.action_size - len(action))
+        observation, _, terminated, truncated, _ = wrapped.step(np.append(action, ahead))
         step, over = step + 1, terminated or truncated
         if film is not None:
             film.add(wrapped)

@@ -199,5 +199,5 @@ def _render_part(
 
 
 def _fingerprint(demos: Demonstrations, camera: str, pyramid: Pyramid, kept: np.ndarray) -> str:
-    described = f"{RENDERING} {demos.environment} {camera} {pyramid.model_dump_json()}".encode()
+    described = f"{RENDERING} {demos.environment} {camera} {pyramid.model_dump_json(exclude={'told'})}".encode()
     return hashlib.sha256(described + demos.states[kept].tobytes()).hexdigest()[:16]

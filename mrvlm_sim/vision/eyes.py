@@ -1,6 +1,7 @@
 """Other eyes than an arm's own: its pyramid with one thing changed, to see what that thing is good for."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mrvlm_sim.errors import UserError, unknown_name
@@ -8,26 +9,38 @@ from mrvlm_sim.vision.jitter import Jitter
 from mrvlm_sim.vision.pyramid import Pyramid
 
 AMPLITUDE = 0.1  # of jitter, where the arm has none
-Change = Callable[[Pyramid], dict[str, Any]]
 
 
-def _jitter(component: str) -> Change:
-    """One component alone, as large as the arm's own jitter."""
+@dataclass(frozen=True)
+class Eyes:
+    """One change to a pyramid."""
+
+    about: str
+    change: Callable[[Pyramid], dict[str, Any]]
+
+
+def _jitter(component: str) -> Callable[[Pyramid], dict[str, Any]]:
     return lambda pyramid: {"jitter": Jitter(**{component: pyramid.jitter.amplitude or AMPLITUDE})}
 
 
-EYES: Mapping[str, Change] = {
-    "still": lambda pyramid: {"jitter": Jitter()},
-    "tremor": _jitter("tremor"),
-    "drift": _jitter("drift"),
-    "saccade": _jitter("saccade"),
-    "boxes-hidden": lambda pyramid: {"told": "centred"},
-    "boxes-wrong": lambda pyramid: {"told": "mirrored"},
-    "full-view": lambda pyramid: {"grids": (pyramid.grids[0], *[0] * (pyramid.levels - 1))},
-    "finest-level": lambda pyramid: {"grids": (*[0] * (pyramid.levels - 1), pyramid.grids[-1])},
-    "gaze-random": lambda pyramid: {"gaze": "random"},
-    "gaze-oracle": lambda pyramid: {"gaze": "oracle"},
-    "gaze-policy": lambda pyramid: {"gaze": "policy"},
+EYES: Mapping[str, Eyes] = {
+    "still": Eyes("No jitter.", lambda pyramid: {"jitter": Jitter()}),
+    "tremor": Eyes("Jitter that is new in every look, as large as all of the arm's own.", _jitter("tremor")),
+    "drift": Eyes("Jitter that is a slow walk, as large.", _jitter("drift")),
+    "saccade": Eyes("Jitter that jumps once in 8 looks, as large.", _jitter("saccade")),
+    "boxes-hidden": Eyes("The network is told the boxes without jitter and gaze.", lambda pyramid: {"told": "centred"}),
+    "boxes-wrong": Eyes("It is told boxes that lie as far on the other side.", lambda pyramid: {"told": "mirrored"}),
+    "full-view": Eyes(
+        "The tokens of the full view alone.",
+        lambda pyramid: {"grids": (pyramid.grids[0], *[0] * (pyramid.levels - 1))},
+    ),
+    "finest-level": Eyes(
+        "The tokens of the finest level alone.",
+        lambda pyramid: {"grids": (*[0] * (pyramid.levels - 1), pyramid.grids[-1])},
+    ),
+    "gaze-random": Eyes("Levels centred on a random point of the frame.", lambda pyramid: {"gaze": "random"}),
+    "gaze-oracle": Eyes("Levels centred on the thing that is named.", lambda pyramid: {"gaze": "oracle"}),
+    "gaze-policy": Eyes("Levels centred where the policy says, in its actions.", lambda pyramid: {"gaze": "policy"}),
 }
 
 
@@ -42,7 +55,7 @@ def changed_eyes(cameras: Mapping[str, Pyramid], name: str, retrained: bool = Tr
         raise unknown_name("eyes", name, EYES)
     if all(pyramid.levels == 1 for pyramid in cameras.values()):
         raise UserError(f"eyes {name}: they change how levels lie in each other, and there is a single level")
-    changed = {camera: _with(pyramid, EYES[name](pyramid)) for camera, pyramid in cameras.items()}
+    changed = {camera: _with(pyramid, EYES[name].change(pyramid)) for camera, pyramid in cameras.items()}
     same_tokens = all(changed[camera].grids == pyramid.grids for camera, pyramid in cameras.items())
     if not retrained and not (same_tokens and gaze_size(changed) == gaze_size(cameras)):
         raise UserError(
