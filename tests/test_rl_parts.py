@@ -16,6 +16,7 @@ from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.seeding import integer_seed
+from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.sim.suite_env import encode_instruction
 from mrvlm_sim.tasks import make_env, make_task
 from mrvlm_sim.tasks.reach import Reach
@@ -233,6 +234,19 @@ class TestTheEnvironments:
             assert info["TimeLimit.truncated"]
             assert info["terminal_observation"]["truth"].shape == (eyes.truth_size,)
             assert np.abs(info["terminal_observation"]["truth"]).sum() > 0
+
+    def test_an_episode_that_diverges_is_cut_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At what was last observed; the next one goes on as if nothing had been."""
+        env = training_env(BRIEF, {"wrist": PYRAMID})
+        first, _ = env.reset(seed=0)
+        with monkeypatch.context() as broken:
+            broken.setattr(Scene, "state_is_finite", lambda _: False)
+            observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert same_frames(observation, first)
+        assert (reward, terminated, truncated, info["diverged"]) == (0.0, False, True, True)
+        env.reset(seed=1)
+        assert not any(env.step(env.action_space.sample())[2:4])
+        env.close()
 
     def test_truth_is_that_of_the_simulation(self, eyes: EncodedVecEnv) -> None:
         truth, landmarks = eyes.reset()["truth"], eyes.take_frames()["landmarks"]

@@ -79,7 +79,8 @@ def _watched(model: EncoderPPO, environments: list[Any]) -> Seconds:
     encoded.venv.step_wait = timed(encoded.venv.step_wait, spent, "steps")  # type: ignore[method-assign]
     encoded._see = timed(encoded._see, spent, "forward")  # type: ignore[method-assign]
     for environment in environments:
-        environment.env.look = timed(environment.env.look, spent, "tokens")
+        eyes = environment.env.env
+        eyes.look = timed(eyes.look, spent, "tokens")
     perceive = network.perceive
 
     def learning(learn: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,10 +59,25 @@ class WithLandmarks(gymnasium.ObservationWrapper):
         return observation | known
 
 
+class EndsWhenItDiverges(gymnasium.Wrapper):
+    """Cuts an episode short whose simulation diverges, at what was last observed: one such must not end a training."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._last, info = self.env.reset(seed=seed, options=options)
+        return self._last, info
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        try:
+            self._last, reward, terminated, truncated, info = self.env.step(action)
+        except FloatingPointError:
+            return self._last, 0.0, False, True, {"is_success": False, "diverged": True}
+        return self._last, float(reward), terminated, truncated, info
+
+
 def training_env(environment: str, cameras: Mapping[str, Pyramid]) -> gymnasium.Env:
     """One environment with dense reward, tokens and landmarks."""
     own = make_own_env(rewarded(environment))
-    return WithLandmarks(MultiResolutionTokens(own, cameras), own)
+    return EndsWhenItDiverges(WithLandmarks(MultiResolutionTokens(own, cameras), own))
 
 
 def check_network(config: NetworkConfig, cameras: Mapping[str, Pyramid], environment: str) -> None:
