@@ -17,7 +17,9 @@ from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
 from mrvlm_sim.metrics import attacks
-from mrvlm_sim.metrics.attacks import PGD, Attack, DifferentiablePolicy, Noise
+from mrvlm_sim.metrics.attacks import Attack, DifferentiablePolicy, Threat, Victim
+from mrvlm_sim.metrics.attacks.gradient import PGD
+from mrvlm_sim.metrics.attacks.search import Noise
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
@@ -40,7 +42,7 @@ def seen(env: ManipulationEnv) -> list[tuple[Frames, Observation]]:
 def make(
     kind: type[Attack], eps: float, policy: object = None, steps: int = 5, pyramids: Mapping = PYRAMIDS, seed: int = 0
 ) -> Attack:
-    return kind(eps, steps, policy, pyramids, np.random.default_rng(seed))
+    return kind(Threat(eps, steps), Victim(policy, pyramids), np.random.default_rng(seed))
 
 
 def change(attacked: Frames, clean: Frames) -> np.ndarray:
@@ -127,7 +129,7 @@ class TestRefusals:
             Condition("pgd", "sensor", "pgd", 4 / 255, 0)
 
     def test_an_unknown_attack(self) -> None:
-        with pytest.raises(UserError, match=r"unknown attack 'pdg'\. Did you mean 'pgd'\? Known: noise, pgd"):
+        with pytest.raises(UserError, match=r"unknown attack 'pdg'\. Did you mean 'pgd'\? Known: .*noise, pgd"):
             Condition("pdg", "sensor", "pdg", 4 / 255)
 
 

@@ -19,7 +19,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.paths import data_folder
 from mrvlm_sim.sim.suite_env import Observation, decode_instruction
-from mrvlm_sim.vision import cut, patchify
+from mrvlm_sim.vision import cut_batch, patchify
 
 CARD, WEIGHTS = "policy.toml", "model.safetensors"
 
@@ -58,15 +58,25 @@ class TrainedPolicy:
         self, frames: Mapping[str, torch.Tensor], origins: Mapping[str, np.ndarray], observation: Observation
     ) -> torch.Tensor:
         """See `DifferentiablePolicy`: the same way from frame to action, without rounding."""
+        return self.network(*self._inputs(frames, origins, observation))[0]
+
+    def encodings(
+        self, frames: Mapping[str, torch.Tensor], origins: Mapping[str, np.ndarray], observation: Observation
+    ) -> torch.Tensor:
+        """See `EncodingPolicy`."""
+        return self.network.perceive(*self._inputs(frames, origins, observation)).features
+
+    def _inputs(
+        self, frames: Mapping[str, torch.Tensor], origins: Mapping[str, np.ndarray], observation: Observation
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         tokens, boxes = {}, {}
         for camera, pyramid in self.card.cameras.items():
-            jitters = [cut(frames[camera], placed, pyramid) for placed in origins[camera]]
-            tokens[camera] = torch.stack([torch.cat(patchify(views, pyramid.patch)) for views in jitters])
+            tokens[camera] = torch.cat(patchify(cut_batch(frames[camera], origins[camera], pyramid), pyramid.patch), 1)
             boxes[camera] = torch.from_numpy(pyramid.told_boxes(origins[camera])).to(self.device)
-        count = len(next(iter(boxes.values())))
+        count = max(len(each) for each in boxes.values())
         proprio = torch.from_numpy(observation["proprio"]).to(self.device).expand(count, -1)
         words = encode_words([decode_instruction(observation["instruction"])]).to(self.device).expand(count, -1)
-        return self.network(tokens, boxes, proprio, words)[0]
+        return tokens, boxes, proprio, words
 
 
 def load_trained(folder: Path, device: torch.device | None = None) -> TrainedPolicy:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, check_size
+from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Knowledge, Threat, Victim
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, simulator_state
 from mrvlm_sim.vision import Pyramid
@@ -34,6 +34,8 @@ class Condition:
     shift: str | None = None
     severity: float = 0.0
     eyes: str | None = None
+    knowledge: Knowledge = "unknown"  # of the jitter, of an attacker
+    draws: int = 4  # of the jitter, in every step of an attack
 
     def __post_init__(self) -> None:
         if self.eyes is not None and self.eyes not in EYES:
@@ -47,19 +49,33 @@ class Condition:
         if self.attack is not None:
             if self.attack not in ATTACKS:
                 raise unknown_name("attack", self.attack, ATTACKS)
-            check_size(self.eps, self.steps)
+            self.threat  # noqa: B018
             if self.source != "sensor":
                 raise UserError(f"an attack changes sensor frames, so its source must be 'sensor', not {self.source!r}")
 
     @property
+    def threat(self) -> Threat:
+        """What the attacker may do.
+
+        Raises:
+            UserError: that is no attack on 8-bit pixels.
+        """
+        return Threat(self.eps, self.steps, self.knowledge, self.draws)
+
+    @property
     def own_only(self) -> bool:
         """Whether it takes an environment of this suite's own."""
-        return self.eyes == "gaze-oracle" or (self.shift is not None and SHIFTS[self.shift].own_only)
+        return (
+            self.eyes == "gaze-oracle"
+            or self.attack == "targeted"
+            or (self.shift is not None and SHIFTS[self.shift].own_only)
+        )
 
     def described(self) -> dict[str, Any]:
         """What a run keeps of it; only one with a shift or other eyes speaks of them, as runs did before there were."""
         said = {"shift": self.shift, "severity": self.shift, "eyes": self.eyes}
-        return {name: value for name, value in vars(self).items() if said.get(name, "") is not None}
+        later = {"knowledge": "unknown", "draws": 4}
+        return {n: v for n, v in vars(self).items() if said.get(n, "") is not None and later.get(n, ...) != v}
 
     def make_shift(self, rng: np.random.Generator) -> Shift | None:
         return None if self.shift is None else SHIFTS[self.shift](self.severity, rng)
@@ -84,8 +100,7 @@ class Condition:
             return any(pyramid.levels > 1 for pyramid in cameras.values()) and bool(self.look_through(cameras))
         if self.attack is None:
             return True
-        sees = bool(cameras)
-        return sees and (not ATTACKS[self.attack].white_box or isinstance(policy, DifferentiablePolicy))
+        return bool(cameras) and isinstance(policy, ATTACKS[self.attack].needs)
 
 
 def conditions_of(
@@ -174,7 +189,7 @@ def _run(
     def stream(purpose: str) -> np.random.Generator:
         return generator(suite_seed, environment, episode, purpose)
 
-    attack, shift = _attack(condition, policy, stream("attack")), condition.make_shift(stream("shift"))
+    attack, shift = _attack(condition, policy, env, stream("attack")), condition.make_shift(stream("shift"))
     needs = requirements_of(policy)
     cameras = condition.look_through(needs.cameras)
     hook = shift.frames if shift is not None and shift.of_frames else attack
@@ -225,11 +240,12 @@ def _play(
         watch(wrapped)
 
 
-def _attack(condition: Condition, policy: Policy, rng: np.random.Generator) -> Attack | None:
+def _attack(condition: Condition, policy: Policy, env: SuiteEnv, rng: np.random.Generator) -> Attack | None:
     if condition.attack is None:
         return None
-    pyramids = requirements_of(policy).cameras
-    return ATTACKS[condition.attack](condition.eps, condition.steps, policy, pyramids, rng)
+    needs = requirements_of(policy)
+    victim = Victim(policy, needs.cameras, needs.frame_interval, env)
+    return ATTACKS[condition.attack](condition.threat, victim, rng)
 
 
 def digest(*arrays: np.ndarray) -> str:

@@ -2,6 +2,17 @@
 
 from mrvlm_sim.vision.jitter import Jitter, JitterProcess
 from mrvlm_sim.vision.pyramid import Pyramid
-from mrvlm_sim.vision.tokens import cut, patchify, quantise, shown_in, tokenise, unpatchify
+from mrvlm_sim.vision.tokens import cut, cut_batch, patchify, quantise, shown_in, tokenise, unpatchify
 
-__all__ = ["Jitter", "JitterProcess", "Pyramid", "cut", "patchify", "quantise", "shown_in", "tokenise", "unpatchify"]
+__all__ = [
+    "Jitter",
+    "JitterProcess",
+    "Pyramid",
+    "cut",
+    "cut_batch",
+    "patchify",
+    "quantise",
+    "shown_in",
+    "tokenise",
+    "unpatchify",
+]

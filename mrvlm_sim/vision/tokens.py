@@ -27,6 +27,24 @@ def cut(frame: Array, origins: np.ndarray, pyramid: Pyramid) -> list[Array]:
     return views
 
 
+def cut_batch(frame: Array, origins: np.ndarray, pyramid: Pyramid) -> list[Array]:
+    """`cut` of one frame at K places at once: origins (K, levels, 2) to views (K, view, view, 3).
+
+    Every level is averaged down once, and what the places show of it is gathered in one pass; where a level may lie
+    between its own pixels, each place is cut by itself.
+    """
+    views: list[Any] = []
+    for level, (view, factor) in enumerate(zip(pyramid.view_sizes, pyramid.factors, strict=True)):
+        corners, rest = np.divmod(origins[:, level], factor)
+        if rest.any() or pyramid.frame_size % factor:
+            views.append(rearrange([cut(frame, place, pyramid)[level] for place in origins], "k h w c -> k h w c"))
+            continue
+        whole: Any = frame if factor == 1 else _area_mean(frame, factor)
+        columns, rows = (corners[:, i, None] + np.arange(view) for i in (0, 1))
+        views.append(whole[rows[:, :, None], columns[:, None, :]])
+    return views
+
+
 def _area_mean(image: Array, factor: int) -> Array:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         return _area_mean_of_integers(image, factor)  # type: ignore[return-value]

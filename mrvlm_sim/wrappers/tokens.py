@@ -28,8 +28,9 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
             have two numbers more: where to look next.
         source: `nested` renders every level through its own frustum (fast); `sensor` renders the whole frame,
             lets `frame_hook` change it (attacks, corruptions), and cuts it (the reference).
-        frame_hook: called with the sensor frames and the observation without pictures, before any cut; where the
-            eyes do not look straight ahead, it holds `<camera>/gaze` (2,).
+        frame_hook: called with the sensor frames and the observation without pictures, before any cut. This holds
+            `<camera>/origins` (levels, 2), where the levels will be cut, and `<camera>/gaze` (2,) where the eyes do
+            not look straight ahead. An attribute `chosen` of the hook says where they are cut instead.
         frame_interval: look once in this many steps and repeat the last tokens in between, for policies that
             act in chunks. Jitter moves with every look.
         jitter_rng: where jitter comes from; the environment's own generator if not given.
@@ -113,7 +114,8 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
         gazes = {name: self.gaze.point(name) for name in self.pyramids}
         self.origins = {name: p.place(self._jitter[name].next(), gazes[name]) for name, p in self.pyramids.items()}
         turned = {f"{name}/gaze": gaze for name, gaze in gazes.items() if gaze is not None}
-        self.views = self._nested() if self.source == "nested" else self._cut(observation | turned)
+        placed = {f"{name}/origins": origins for name, origins in self.origins.items()}
+        self.views = self._nested() if self.source == "nested" else self._cut(observation | turned | placed)
         self._seen = {}
         for name, pyramid in self.pyramids.items():
             self._seen[f"{name}/tokens"] = tokenise(self.views[name], pyramid)
@@ -130,6 +132,7 @@ class MultiResolutionTokens(gymnasium.Wrapper[Observation, np.ndarray, Any, np.n
         frames = {name: self.renderer.frame(name, pyramid.frame_size) for name, pyramid in self.pyramids.items()}
         if self.frame_hook is not None:
             frames = self.frame_hook(frames, observation)
+            self.origins |= getattr(self.frame_hook, "chosen", None) or {}
         return {name: cut(frames[name], self.origins[name], p) for name, p in self.pyramids.items()}
 
 

@@ -1,0 +1,27 @@
+"""Attacks on the sensor frame: bounded changes, made before any cut, that a policy's wrapper then sees."""
+
+from collections.abc import Mapping
+
+from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, EncodingPolicy, Victim
+from mrvlm_sim.metrics.attacks.gradient import APGD, FGSM, MAD, PGD, Features, Targeted
+from mrvlm_sim.metrics.attacks.search import BestOfNoise, HardLabel, Noise, Square
+from mrvlm_sim.metrics.attacks.threat import KNOWLEDGE, Knowledge, Threat, check_size
+from mrvlm_sim.metrics.attacks.transfer import Surrogate
+
+ATTACKS: Mapping[str, type[Attack]] = {
+    "noise": Noise,
+    "best-noise": BestOfNoise,
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "apgd": APGD,
+    "mad": MAD,
+    "targeted": Targeted,
+    "features": Features,
+    "square": Square,
+    "hard-label": HardLabel,
+}
+
+__all__ = [
+    "ATTACKS", "KNOWLEDGE", "Attack", "DifferentiablePolicy", "EncodingPolicy", "Knowledge", "Surrogate", "Threat",
+    "Victim", "check_size",
+]  # fmt: skip

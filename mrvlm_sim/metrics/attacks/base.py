@@ -1,0 +1,139 @@
+"""What all attacks share: the rules that they are held to, and what they can ask of a policy.
+
+`Attack.__call__` owns the rules: it quantises what an attack proposes to whole sensor values, clips it to the bound,
+to the valid range and to the pixels that may be changed, and checks what is fed to the policy. A new attack fills
+`propose`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrvlm_sim.metrics.attacks.threat import Threat
+from mrvlm_sim.sim.suite_env import Observation, SuiteEnv
+from mrvlm_sim.vision import Pyramid
+from mrvlm_sim.wrappers.tokens import Frames
+
+TensorFrames = dict[str, Tensor]  # camera -> float (S, S, 3) in [0, 1]
+Origins = dict[str, np.ndarray]  # camera -> int64 (K, levels, 2), corners of the cutouts in K draws of the jitter
+Mask = Callable[[int], np.ndarray]  # width of the frame -> bool (S, S), which pixels may be changed
+
+
+@runtime_checkable
+class DifferentiablePolicy(Protocol):
+    """A policy that can be attacked white-box."""
+
+    def action_chunks(
+        self, frames: Mapping[str, Tensor], origins: Mapping[str, np.ndarray], observation: Observation
+    ) -> Tensor:
+        """Action chunks (K, chunk, action_size) for one observation under K jitters, differentiable to `frames`.
+
+        `frames` are sensor frames (S, S, 3) in [0, 1], `origins` (K, levels, 2) the corners of the cutouts.
+        """
+
+
+@runtime_checkable
+class EncodingPolicy(Protocol):
+    """A policy whose encoder can be attacked, too."""
+
+    def encodings(
+        self, frames: Mapping[str, Tensor], origins: Mapping[str, np.ndarray], observation: Observation
+    ) -> Tensor:
+        """What the action head would read, (K, features), differentiable to `frames`; see `DifferentiablePolicy`."""
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A policy that is attacked, and its circumstances."""
+
+    policy: object
+    pyramids: Mapping[str, Pyramid]
+    executed: int = 1  # actions of every chunk that are carried out before it looks again
+    env: SuiteEnv | None = None  # for attackers that know what is where
+
+
+class Attack(ABC):
+    """An attack on every camera that a policy sees, L-infinity of size `threat.eps` on the pixels of `mask`.
+
+    After a call, `chosen` says where the levels must lie, if the attacker may choose that; `largest`, the largest
+    change so far in sensor values; `forwards` and `backwards`, what it has cost in passes of single observations.
+    """
+
+    white_box = False
+    needs: ClassVar[type] = object  # protocol that the policy must fulfil
+
+    def __init__(self, threat: Threat, victim: Victim, rng: np.random.Generator, mask: Mask | None = None) -> None:
+        self.threat, self.victim, self.rng, self.mask = threat, victim, rng, mask
+        self.policy, self.pyramids = victim.policy, victim.pyramids
+        self.chosen: dict[str, np.ndarray] | None = None
+        self.largest = self.forwards = self.backwards = 0
+
+    def __call__(self, frames: Frames, observation: Observation) -> Frames:
+        """The attacked frames; never further than eps from the clean ones.
+
+        Raises:
+            ValueError: the attack proposed something that is not finite, or of another shape.
+            AssertionError: the bound is broken all the same.
+        """
+        clean = {camera: frame.copy() for camera, frame in frames.items()}  # whatever an attack does to its own
+        proposed = self.propose(frames, observation)
+        return {camera: self._held(frame, proposed[camera]) for camera, frame in clean.items()}
+
+    @abstractmethod
+    def propose(self, frames: Frames, observation: Observation) -> Frames:
+        """Attacked frames, float (S, S, 3) in units of [0, 1]; bounds and rounding are enforced afterwards."""
+
+    def _held(self, clean: np.ndarray, proposed: np.ndarray) -> np.ndarray:
+        bound = self.threat.bound
+        if proposed.shape != clean.shape or not np.isfinite(proposed).all():
+            wrong = f"shape {proposed.shape}" if proposed.shape != clean.shape else "values that are not finite"
+            raise ValueError(f"{type(self).__name__} proposed {wrong}; an attack gives finite frames {clean.shape}")
+        change = np.clip(np.rint(proposed * 255) - clean, -bound, bound)
+        if self.mask is not None:
+            change[~self.mask(clean.shape[0])] = 0
+        attacked = np.clip(clean + change, 0, 255).astype(np.uint8)
+        largest = int(np.abs(attacked.astype(np.int16) - clean).max())
+        if largest > bound:
+            raise AssertionError(f"attack changed a pixel by {largest}/255, the bound is {bound}/255")
+        self.largest = max(self.largest, largest)
+        return attacked
+
+    def draw(self, observation: Observation, draws: int | None = None) -> Origins:
+        """Where the levels lie as far as the attacker knows, in one draw or several."""
+        count = draws or self.threat.draws
+        return {
+            camera: self._draw(camera, pyramid, observation, count if self._random else 1)
+            for camera, pyramid in self.pyramids.items()
+        }
+
+    @property
+    def _random(self) -> bool:
+        jitters = any(pyramid.jitter.amplitude > 0 for pyramid in self.pyramids.values())
+        return jitters and self.threat.knowledge in ("unknown", "chosen")
+
+    def _draw(self, camera: str, pyramid: Pyramid, observation: Observation, count: int) -> np.ndarray:
+        if self.threat.knowledge == "known":
+            return observation[f"{camera}/origins"][None]
+        offsets = np.zeros((count, pyramid.levels, 2))
+        if self._random:
+            offsets = pyramid.jitter.stationary(self.rng, offsets.shape)
+        return pyramid.place(offsets, observation.get(f"{camera}/gaze"))
+
+    def tensors(self, frames: Frames) -> TensorFrames:
+        """Frames as the policy takes them for `action_chunks`."""
+        return {camera: torch.from_numpy(frame.astype(np.float32) / 255) for camera, frame in frames.items()}
+
+    def weights(self, frames: Mapping[str, Tensor]) -> TensorFrames:
+        """1 where pixels may be changed and 0 elsewhere: (S, S, 1) for every camera."""
+        sizes = {camera: frame.shape[0] for camera, frame in frames.items()}
+        return {
+            camera: torch.ones(size, size, 1)
+            if self.mask is None
+            else torch.from_numpy(self.mask(size)[..., None]).float()
+            for camera, size in sizes.items()
+        }

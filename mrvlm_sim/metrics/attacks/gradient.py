@@ -1,0 +1,178 @@
+"""White-box attacks: up the gradient of an objective, in expectation over the jitter (Athalye et al., 2018)."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrvlm_sim.metrics.attacks.base import (
+    Attack,
+    DifferentiablePolicy,
+    EncodingPolicy,
+    Mask,
+    Origins,
+    TensorFrames,
+    Victim,
+)
+from mrvlm_sim.metrics.attacks.objectives import Decoy, Deviation, ExecutedDeviation, FeatureDeviation, Objective
+from mrvlm_sim.metrics.attacks.threat import Threat
+from mrvlm_sim.sim.suite_env import Observation
+from mrvlm_sim.wrappers.tokens import Frames
+
+
+class GradientAttack(Attack):
+    """Owns gradients, bounds on the way and the choice of jitter; a new attack fills `climb`."""
+
+    white_box = True
+    needs: ClassVar[type] = DifferentiablePolicy
+    objective_type: type[Objective] = Deviation
+
+    def __init__(self, threat: Threat, victim: Victim, rng: np.random.Generator, mask: Mask | None = None) -> None:
+        super().__init__(threat, victim, rng, mask)
+        self.objective = self.objective_type(victim)
+
+    def propose(self, frames: Frames, observation: Observation) -> Frames:
+        self.clean, self.observation = self.tensors(frames), observation
+        self.allowed = self.weights(self.clean)
+        origins = self.draw(observation)
+        self.objective.begin(self.clean, origins, observation)
+        self.forwards += _count(origins)
+        change = self.climb()
+        if self.threat.knowledge == "chosen":
+            self._choose(change)
+        return {camera: (frame + change[camera]).numpy() for camera, frame in self.clean.items()}
+
+    def climb(self) -> TensorFrames:
+        """The change of every frame, within the bound (`within`)."""
+        raise NotImplementedError
+
+    def random_change(self) -> TensorFrames:
+        """Uniform within the bound."""
+        eps = self.threat.eps
+        drawn = {c: torch.from_numpy(self.rng.uniform(-eps, eps, f.shape)).float() for c, f in self.clean.items()}
+        return self.within(drawn)
+
+    def within(self, change: Mapping[str, Tensor]) -> TensorFrames:
+        """The change, clipped to the bound, to the valid range and to what may be changed."""
+        eps, clean = self.threat.eps, self.clean
+        return {c: self.allowed[c] * ((f + change[c].clamp(-eps, eps)).clamp(0, 1) - f) for c, f in clean.items()}
+
+    def gradient(self, change: Mapping[str, Tensor]) -> tuple[float, TensorFrames]:
+        """The objective at a change, and its gradient; over fresh draws of the jitter, all in one pass."""
+        origins = self.draw(self.observation)
+        moved = {camera: (frame + change[camera]).requires_grad_() for camera, frame in self.clean.items()}
+        losses = self.objective.losses(moved, origins, self.observation)
+        loss = losses.max() if self.threat.knowledge == "chosen" else losses.mean()
+        gradients = torch.autograd.grad(loss, list(moved.values()))
+        self.forwards += len(losses)
+        self.backwards += len(losses)
+        return loss.item(), dict(zip(moved, gradients, strict=True))
+
+    @torch.no_grad()
+    def _choose(self, change: Mapping[str, Tensor]) -> None:
+        """The worst of so many draws."""
+        origins = self.draw(self.observation)
+        moved = {camera: frame + change[camera] for camera, frame in self.clean.items()}
+        losses = self.objective.losses(moved, origins, self.observation)
+        self.forwards += len(losses)
+        worst = int(losses.argmax())
+        self.chosen = {camera: places[worst] for camera, places in origins.items()}
+
+
+class FGSM(GradientAttack):
+    """The fast gradient sign method (Goodfellow et al., 2015): one step of full size."""
+
+    def climb(self) -> TensorFrames:
+        """From beside the clean frame: at it, a deviation has no slope."""
+        start = self.random_change()
+        _, gradient = self.gradient(start)
+        return self.within(
+            {camera: start[camera] + 2 * self.threat.eps * slope.sign() for camera, slope in gradient.items()}
+        )
+
+
+class PGD(GradientAttack):
+    """Projected gradient descent (Madry et al., 2018) with expectation over the jitter (Athalye et al., 2018).
+
+    Maximises the squared deviation of the action chunk from the mean clean one. Unless told more, the attacker knows
+    how jitter is distributed, not how it falls: every step averages the gradient over fresh draws.
+    """
+
+    relative_step = 2.5  # step size is relative_step * eps / steps
+
+    def climb(self) -> TensorFrames:
+        change, size = self.random_change(), self.relative_step * self.threat.eps / self.threat.steps
+        for _ in range(self.threat.steps):
+            _, gradient = self.gradient(change)
+            change = self.within({camera: change[camera] + size * slope.sign() for camera, slope in gradient.items()})
+        return change
+
+
+class MAD(PGD):
+    """PGD on the actions that are carried out before the next look, as they are carried out (Zhang et al., 2020)."""
+
+    objective_type = ExecutedDeviation
+
+
+class Features(PGD):
+    """PGD on what the encoder makes of the frame, whatever the actions."""
+
+    objective_type = FeatureDeviation
+    needs = EncodingPolicy
+
+
+class Targeted(PGD):
+    """PGD that drives the gripper to another thing than the one that was asked for."""
+
+    objective_type = Decoy
+
+
+class APGD(GradientAttack):
+    """PGD with momentum and steps that are halved when they stop paying (Croce and Hein, 2020, Algorithm 1).
+
+    As in AutoAttack's version for randomised defences, every gradient is over fresh draws of the jitter.
+    """
+
+    momentum = 0.75
+    paying = 0.75  # of the steps since the last check must have raised the objective
+
+    def climb(self) -> TensorFrames:
+        size, change = 2 * self.threat.eps, self.random_change()
+        loss, gradient = self.gradient(change)
+        before, best, best_change, best_gradient = change, loss, change, gradient
+        rises, halved, best_at_check = 0, True, best
+        checks = _checks(self.threat.steps)
+        for step in range(1, self.threat.steps):
+            ahead = self.within({c: change[c] + size * gradient[c].sign() for c in change})
+            keep = self.momentum if step > 1 else 1.0
+            moved = {
+                c: change[c] + keep * (ahead[c] - change[c]) + (1 - keep) * (change[c] - before[c]) for c in change
+            }
+            before, change, last = change, self.within(moved), loss
+            loss, gradient = self.gradient(change)
+            rises += loss > last
+            if loss > best:
+                best, best_change, best_gradient = loss, change, gradient
+            if step in checks:
+                stale = rises < self.paying * (step - max((c for c in checks if c < step), default=0))
+                if stale or (not halved and best == best_at_check):
+                    size, halved, change, gradient, before = size / 2, True, best_change, best_gradient, best_change
+                else:
+                    halved = False
+                rises, best_at_check = 0, best
+        return best_change
+
+
+def _checks(steps: int) -> list[int]:
+    """After which steps the size is checked: at 22 % of all, then at shrinking distances, of at least 6 %."""
+    places, distance = [0.0, 0.22], 0.22
+    while places[-1] < 1:
+        distance = max(distance - 0.03, 0.06)
+        places.append(places[-1] + distance)
+    return [int(np.ceil(place * steps)) for place in places[1:]]
+
+
+def _count(origins: Origins) -> int:
+    return max(len(places) for places in origins.values())
