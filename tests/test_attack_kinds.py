@@ -286,7 +286,8 @@ class TestTransfer:
         surrogate.policy.card = tiny.card.model_copy(update={"cameras": theirs})  # type: ignore[attr-defined]
         done = []
         for frames, observation in seen:
-            attack = PGD(Threat(EPS, 8), Victim(surrogate, theirs, 4), np.random.default_rng(0))
+            own, other = Victim(tiny, {"wrist": PYRAMID}, 4), Victim(surrogate, theirs, 4)
+            attack = PGD(Threat(EPS, 8), own, np.random.default_rng(0), surrogate=other)
             clean, now = (outputs(tiny, each, observation) for each in (frames, attack(frames, observation)))
             done.append(float((now - clean).square().mean()))
         assert moved(Noise, tiny, seen) < np.mean(done) < moved(PGD, tiny, seen)
@@ -296,6 +297,8 @@ class TestTransfer:
             Surrogate(tiny, {"scene": PYRAMID}, {"wrist": PYRAMID}, "s")
 
     def test_without_gradients_there_is_nothing_to_transfer(self) -> None:
+        with pytest.raises(UserError, match="'known' jitter, which is the victim's"):
+            PGD(Threat(EPS, knowledge="known"), Victim(None, {}), np.random.default_rng(0), surrogate=Victim(None, {}))
         with pytest.raises(UserError, match="gives no gradients"):
             Surrogate(Brightness(), {"wrist": PYRAMID}, {"wrist": PYRAMID}, "s")
 

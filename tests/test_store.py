@@ -16,7 +16,7 @@ import pytest
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.merge import merge_runs
-from mrvlm_sim.evaluation.migrate import SCHEMA
+from mrvlm_sim.evaluation.migrate import ADDED, SCHEMA
 from mrvlm_sim.evaluation.store import (
     FILE,
     Key,
@@ -168,6 +168,22 @@ class TestWhatIsRefused:
             store.agree("policy", "expert", {"identity": {"baseline": "expert"}, "cost": {}})
         with sqlite3.connect(tmp_path / FILE) as connection:
             assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+
+    def test_what_attacks_cost_is_nothing_in_runs_that_did_not_keep_it(self, tmp_path: Path) -> None:
+        """Runs of schema 2 are read, merged and gone on with."""
+        for name in ("old", "older"):
+            filled(tmp_path / name, [0, 1])
+            with sqlite3.connect(tmp_path / name / FILE) as connection:
+                for column in ADDED:
+                    connection.execute(f"ALTER TABLE episodes DROP COLUMN {column}")
+                connection.execute("PRAGMA user_version = 2")
+        assert (read_episodes(tmp_path / "old")[list(ADDED)] == 0).all(axis=None)
+        with RunStore(tmp_path / "new") as store:
+            store.absorb([tmp_path / "old"])
+            store.absorb([tmp_path / "older"])
+        assert len(read_episodes(tmp_path / "new")) == 2
+        filled(tmp_path / "old", [2], forwards=5, action_deviation=0.5)
+        assert read_episodes(tmp_path / "old")["forwards"].tolist() == [0, 0, 5]
 
     def test_another_schema(self, tmp_path: Path) -> None:
         RunStore(tmp_path).close()

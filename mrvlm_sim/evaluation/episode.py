@@ -146,6 +146,9 @@ class EpisodeRecord:
     latency_ms: list[float] = field(default_factory=list)  # of every decision but the first
     initial_state: bytes = b""  # float64: MuJoCo's integration state
     actions: bytes = b""  # float32 (steps, actions): what the policy did, for `replay`
+    action_deviation: float = 0.0  # from what it would have done unattacked, mean over looks: 0 to 1
+    forwards: int = 0  # passes of single observations that the attack cost
+    backwards: int = 0
 
     def row(self) -> dict[str, Any]:
         """Flat values for a table; characters that UTF-8 does not have are spelt out."""
@@ -236,7 +239,7 @@ def _play(
         step, reward, over = step + 1, reward + gained, terminated or truncated
         once = outcome.get("success_once", False) or info["held_steps"] > 0
         outcome |= {"success": info["is_success"], "success_once": once, "steps": step, "reward": reward}
-        outcome |= {"largest_change": attack.largest if isinstance(attack, Attack) else 0, "latency_ms": latencies[1:]}
+        outcome |= {"latency_ms": latencies[1:], **(attack.done() if isinstance(attack, Attack) else {})}
         watch(wrapped)
 
 

@@ -1,14 +1,16 @@
 """Runs of earlier versions: what they keep of their parts, put as the present version puts it.
 
 Schema 2: cards of policies name several environments, and which frames of the demonstrations they were trained on.
+Schema 3: episodes keep what an attack did to the actions, and what it cost.
 """
 
 import json
 import sqlite3
 from typing import Any
 
-SCHEMA = 2
-OLDER = (1,)  # that can be read, and are migrated when they are written to
+SCHEMA = 3
+OLDER = (1, 2)  # that can be read, and are migrated when they are written to
+ADDED = {"action_deviation": "REAL", "forwards": "INTEGER", "backwards": "INTEGER"}  # columns of episodes, 0 before
 
 
 def upgraded(kind: str, description: dict[str, Any]) -> dict[str, Any]:
@@ -31,4 +33,12 @@ def migrate(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "UPDATE parts SET description = ? WHERE kind = ? AND name = ?", (description, kind, name)
             )
+        for name in missing_columns(connection):
+            connection.execute(f"ALTER TABLE episodes ADD COLUMN {name} {ADDED[name]} NOT NULL DEFAULT 0")
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def missing_columns(connection: sqlite3.Connection) -> list[str]:
+    """Columns of episodes that the file does not have yet."""
+    there = {name for _, name, *_ in connection.execute("PRAGMA table_info(episodes)")}
+    return [name for name in ADDED if name not in there]

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
-from mrvlm_sim.evaluation.migrate import OLDER, SCHEMA, migrate, upgraded
+from mrvlm_sim.evaluation.migrate import OLDER, SCHEMA, migrate, missing_columns, upgraded
 
 FILE, PARTIAL, LOCK = "run.sqlite", "run.partial", ".lock"
 SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB", list[float]: "TEXT"}
@@ -139,13 +139,13 @@ class RunStore:
             for name, description in read_parts(folder, kind).items():
                 self._agree(kind, name, description)
         own, ours, columns = self._connection, self.finished(), [field.name for field in fields(EpisodeRecord)]
-        outcome = ", ".join(column for column in columns if column not in ("latency_ms", *BLOBS))
+        outcome = [column for column in columns if column not in ("latency_ms", *BLOBS)]
         with reading(folder) as other:
-            for row in other.execute(f"SELECT {', '.join(columns)} FROM episodes"):
+            for row in other.execute(f"SELECT {_selected(other, columns)} FROM episodes"):
                 key = Key(*(row[columns.index(name)] for name in Key._fields))
                 if key not in ours:
                     own.execute(f"INSERT INTO episodes VALUES ({', '.join('?' * len(row))})", row)
-                elif _episode(own, key, outcome) != _episode(other, key, outcome):
+                elif _episode(own, key, ", ".join(outcome)) != _episode(other, key, _selected(other, outcome)):
                     raise UserError(f"{folder} and {self.folder} have different outcomes of {key}; nothing was merged")
             own.executemany("INSERT OR IGNORE INTO planned VALUES (?, ?, ?, ?)", other.execute("SELECT * FROM planned"))
             for session in other.execute("SELECT provenance FROM sessions"):
@@ -166,7 +166,7 @@ def read_episodes(folder: Path) -> pd.DataFrame:
     """
     columns = [field.name for field in fields(EpisodeRecord) if field.name not in BLOBS]
     with reading(folder) as connection:
-        chosen = ", ".join(f"episodes.{column}" for column in columns)
+        chosen = _selected(connection, columns)
         rows = connection.execute(f"SELECT {chosen} FROM planned NATURAL JOIN episodes ORDER BY planned.rowid")
         frame = pd.DataFrame(rows.fetchall(), columns=columns)
     return frame.astype({field.name: bool for field in fields(EpisodeRecord) if field.type is bool})
@@ -203,6 +203,12 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """What every process that worked on the run said of itself, first one first."""
     with reading(folder) as connection:
         return [json.loads(text) for (text,) in connection.execute("SELECT provenance FROM sessions ORDER BY rowid")]
+
+
+def _selected(connection: sqlite3.Connection, columns: Iterable[str]) -> str:
+    """Columns of episodes, 0 for those that came after the file was made."""
+    missing = missing_columns(connection)
+    return ", ".join(f"0 AS {column}" if column in missing else f"episodes.{column}" for column in columns)
 
 
 def _episode(connection: sqlite3.Connection, key: Key, columns: str) -> tuple | None:

@@ -72,6 +72,13 @@ class Attack(ABC):
         self.policy, self.pyramids = victim.policy, victim.pyramids
         self.chosen: dict[str, np.ndarray] | None = None
         self.largest = self.forwards = self.backwards = 0
+        self.deviations: list[float] = []  # of the actions, in every look
+
+    def done(self) -> dict[str, float]:
+        """What it did so far, and what that cost, as the record of an episode has it."""
+        deviation = float(np.mean(self.deviations)) if self.deviations else 0.0
+        counts = {"largest_change": self.largest, "forwards": self.forwards, "backwards": self.backwards}
+        return counts | {"action_deviation": deviation}
 
     def __call__(self, frames: Frames, observation: Observation) -> Frames:
         """The attacked frames; never further than eps from the clean ones.
@@ -82,7 +89,19 @@ class Attack(ABC):
         """
         clean = {camera: frame.copy() for camera, frame in frames.items()}  # whatever an attack does to its own
         proposed = self.propose(frames, observation)
-        return {camera: self._held(frame, proposed[camera]) for camera, frame in clean.items()}
+        attacked = {camera: self._held(frame, proposed[camera]) for camera, frame in clean.items()}
+        self._note_deviation(clean, attacked, observation)
+        return attacked
+
+    @torch.no_grad()
+    def _note_deviation(self, clean: Frames, attacked: Frames, observation: Observation) -> None:
+        """As a part of the actions' range, under the jitter that there is; of policies that can be asked."""
+        policy, origins = self.victim.policy, self._placed(observation)
+        if not isinstance(policy, DifferentiablePolicy) or origins.keys() != clean.keys():
+            return
+        chunks = [policy.action_chunks(self.tensors(frames), origins, observation) for frames in (clean, attacked)]
+        did, does = (chunk[:, : self.victim.executed].clamp(-1, 1) for chunk in chunks)
+        self.deviations.append(float((does - did).abs().mean()) / 2)
 
     @abstractmethod
     def propose(self, frames: Frames, observation: Observation) -> Frames:
@@ -102,6 +121,12 @@ class Attack(ABC):
             raise AssertionError(f"attack changed a pixel by {largest}/255, the bound is {bound}/255")
         self.largest = max(self.largest, largest)
         return attacked
+
+    def _placed(self, observation: Observation) -> Origins:
+        """Where the levels lie in this look, as far as the wrapper says."""
+        known = {camera: observation.get(f"{camera}/origins") for camera in self.victim.pyramids}
+        placed = self.chosen or {camera: places for camera, places in known.items() if places is not None}
+        return {camera: places[None] for camera, places in placed.items()}
 
     def draw(self, observation: Observation, draws: int | None = None) -> Origins:
         """Where the levels lie as far as the attacker knows, in one draw or several."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrvlm_sim.errors import UserError
 from mrvlm_sim.metrics.attacks.base import (
     Attack,
     DifferentiablePolicy,
@@ -23,15 +24,35 @@ from mrvlm_sim.wrappers.tokens import Frames
 
 
 class GradientAttack(Attack):
-    """Owns gradients, bounds on the way and the choice of jitter; a new attack fills `climb`."""
+    """Owns gradients, bounds on the way and the choice of jitter; a new attack fills `climb`.
+
+    With a `surrogate`, gradients are of that one, and what they lead to is tried on the victim.
+
+    Raises:
+        UserError: it is to be transferred and to know the victim's jitter.
+    """
 
     white_box = True
     needs: ClassVar[type] = DifferentiablePolicy
     objective_type: type[Objective] = Deviation
 
-    def __init__(self, threat: Threat, victim: Victim, rng: np.random.Generator, mask: Mask | None = None) -> None:
+    def __init__(
+        self,
+        threat: Threat,
+        victim: Victim,
+        rng: np.random.Generator,
+        mask: Mask | None = None,
+        surrogate: Victim | None = None,
+    ) -> None:
         super().__init__(threat, victim, rng, mask)
-        self.objective = self.objective_type(victim)
+        attacked = surrogate or victim
+        if surrogate is not None and threat.knowledge not in ("off", "unknown"):
+            raise UserError(
+                f"an attack that is transferred cannot have {threat.knowledge!r} jitter, which is the victim's; "
+                "take off or unknown"
+            )
+        self.policy, self.pyramids = attacked.policy, attacked.pyramids
+        self.objective = self.objective_type(attacked)
 
     def propose(self, frames: Frames, observation: Observation) -> Frames:
         self.clean, self.observation = self.tensors(frames), observation
