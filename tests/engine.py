@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mrvlm_sim.evaluation.episode import Condition
+from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.runs import Plan
 from mrvlm_sim.evaluation.store import Key, read_episodes, read_log

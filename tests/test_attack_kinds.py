@@ -15,7 +15,8 @@ from mrvlm_sim.agents.policy import Requirements
 from mrvlm_sim.agents.registry import arm_card
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Threat, Victim
 from mrvlm_sim.metrics.attacks.gradient import APGD, FGSM, MAD, PGD, Features, Targeted
 from mrvlm_sim.metrics.attacks.objectives import way_to_another

@@ -15,7 +15,8 @@ from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.metrics import attacks
 from mrvlm_sim.metrics.attacks import Attack, DifferentiablePolicy, Threat, Victim
 from mrvlm_sim.metrics.attacks.gradient import PGD

@@ -14,7 +14,8 @@ from mrvlm_sim.agents.policy import EpisodeStart, Observations
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.report import run_notes
 from mrvlm_sim.evaluation.runs import Plan

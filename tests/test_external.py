@@ -17,7 +17,8 @@ from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.policy import Requirements, check_compatible
 from mrvlm_sim.agents.registry import fitting_baselines, load_for
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.sim.card import ExternalCard
 from mrvlm_sim.sim.external import ExternalEnv
 from mrvlm_sim.sim.suite_env import decode_instruction, simulator_state

@@ -18,7 +18,8 @@ from mrvlm_sim.agents.policy import check_compatible
 from mrvlm_sim.agents.registry import arm_card, arm_cards
 from mrvlm_sim.agents.trained import load_trained
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, conditions_of, run_episode
+from mrvlm_sim.evaluation.condition import Condition, conditions_of
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.replay import replay
 from mrvlm_sim.evaluation.runs import Plan

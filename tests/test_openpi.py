@@ -25,7 +25,8 @@ from mrvlm_sim.agents.policy import EpisodeStart, batch_of_one, check_compatible
 from mrvlm_sim.agents.registry import load_for, load_policy, policy_identity, policy_name
 from mrvlm_sim.cards import read_card
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.store import read_episodes
 from mrvlm_sim.evaluation.tables import policy_cost
 from mrvlm_sim.paths import CHECKOUT

@@ -20,7 +20,8 @@ from mrvlm_sim.agents.registry import arm_cards, load_policy, policy_identity, p
 from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, sha256
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.catalogue import catalogue
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.tables import reference_among
 from mrvlm_sim.sim.env import ManipulationEnv
 

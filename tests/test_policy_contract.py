@@ -14,7 +14,8 @@ from tiny import PYRAMID
 from mrvlm_sim.agents.policy import EpisodeStart, Requirements, batch_of_one, check_compatible
 from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, load_trained, save_trained
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.models import encode_words
 from mrvlm_sim.seeding import generator
 from mrvlm_sim.sim.env import ManipulationEnv

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from mrvlm_sim.agents.registry import load_policy
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.sim.env import ManipulationEnv
 
 ROOT = Path(__file__).parent.parent

@@ -24,7 +24,8 @@ from mrvlm_sim.agents.serve import BatchedPolicy, Batcher, policy_server
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.agents.wire import PROTOCOL, pack, unpack
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.models import encode_words
 from mrvlm_sim.sim.env import ManipulationEnv
 

@@ -10,7 +10,8 @@ import pytest
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.compare import compare_runs, flipped
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.replay import find_episode, replay
 from mrvlm_sim.evaluation.runs import Plan

@@ -17,7 +17,8 @@ from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.cards import validate_card
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.periodic import quick_success
 from mrvlm_sim.tasks import make_env
 from mrvlm_sim.training.reading import Lesson, Reading

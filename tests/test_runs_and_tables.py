@@ -10,7 +10,8 @@ import pytest
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.runs import Plan
 from mrvlm_sim.evaluation.tables import policy_cost, pretty, success_table
 from mrvlm_sim.metrics.statistics import wilson

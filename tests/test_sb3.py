@@ -26,7 +26,8 @@ from mrvlm_sim.agents.remote import RemotePolicy
 from mrvlm_sim.agents.sb3 import SB3Policy
 from mrvlm_sim.agents.serve import policy_server
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.store import read_episodes
 from mrvlm_sim.loading import load_object
 from mrvlm_sim.sim.env import ManipulationEnv

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.registry import shipped_arms
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.runs import environment_identity
 from mrvlm_sim.seeding import integer_seed
 from mrvlm_sim.tasks import environment_card, make_env, split_settings, with_settings

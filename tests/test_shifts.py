@@ -11,7 +11,8 @@ import pytest
 from mrvlm_sim.agents.baselines import RandomPolicy
 from mrvlm_sim.agents.policy import EpisodeStart, Observations, Requirements
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, conditions_of, run_episode
+from mrvlm_sim.evaluation.condition import Condition, conditions_of
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.replay import replay
 from mrvlm_sim.evaluation.runs import Plan

@@ -11,7 +11,8 @@ import pytest
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.loading import load_object
 from mrvlm_sim.sim.card import ExternalCard, environment_cards, is_external
 from mrvlm_sim.sim.external import ExternalEnv

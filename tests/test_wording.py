@@ -7,7 +7,8 @@ import pytest
 
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.sim.card import environment_cards, is_external
 from mrvlm_sim.tasks import make_own_env, make_task, with_settings
 from mrvlm_sim.tasks.tabletop import LONGEST_PHRASE

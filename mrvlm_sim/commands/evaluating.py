@@ -56,7 +56,7 @@ def evaluate(
 ) -> None:
     """Run policies on the same episodes and end with one table; the same command again goes on where it stopped."""
     from mrvlm_sim.agents.registry import fitting_baselines, policy_name, shipped_arms
-    from mrvlm_sim.evaluation.episode import conditions_of
+    from mrvlm_sim.evaluation.condition import conditions_of
     from mrvlm_sim.evaluation.evaluate import Evaluation
     from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.evaluation.suite import suite_tables, write_suite

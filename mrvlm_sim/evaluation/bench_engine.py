@@ -19,7 +19,8 @@ from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, requirem
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.agents.remote import RemotePolicy
 from mrvlm_sim.agents.serve import policy_server
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.runner import Job, Workers
 from mrvlm_sim.evaluation.store import Key, RunStore
 from mrvlm_sim.seeding import generator, integer_seed

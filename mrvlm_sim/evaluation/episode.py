@@ -2,125 +2,23 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
-from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Knowledge, Threat, Victim
+from mrvlm_sim.agents.registry import load_policy
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Victim, make_mask
+from mrvlm_sim.metrics.attacks.gradient import GradientAttack
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, simulator_state
-from mrvlm_sim.vision import Pyramid
-from mrvlm_sim.vision.eyes import EYES, changed_eyes
 from mrvlm_sim.wrappers import MultiResolutionTokens
-from mrvlm_sim.wrappers.shifts import SHIFTS, Shift, check_shift, under
-from mrvlm_sim.wrappers.tokens import Source
+from mrvlm_sim.wrappers.shifts import under
 
 Watcher = Callable[[MultiResolutionTokens], None]  # called after every step, for videos
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What an episode is run under: the source of its views and, possibly, an attack, a shift or other eyes."""
-
-    name: str = "clean"
-    source: Source = "nested"
-    attack: str | None = None
-    eps: float = 0.0
-    steps: int = 10
-    shift: str | None = None
-    severity: float = 0.0
-    eyes: str | None = None
-    knowledge: Knowledge = "unknown"  # of the jitter, of an attacker
-    draws: int = 4  # of the jitter, in every step of an attack
-
-    def __post_init__(self) -> None:
-        if self.eyes is not None and self.eyes not in EYES:
-            raise unknown_name("eyes", self.eyes, EYES)
-        if self.shift is not None:
-            check_shift(self.shift, self.severity)
-            if SHIFTS[self.shift].of_frames and self.source != "sensor":
-                raise UserError(
-                    f"shift {self.shift} changes sensor frames: its source is 'sensor', not {self.source!r}"
-                )
-        if self.attack is not None:
-            if self.attack not in ATTACKS:
-                raise unknown_name("attack", self.attack, ATTACKS)
-            self.threat  # noqa: B018
-            if self.source != "sensor":
-                raise UserError(f"an attack changes sensor frames, so its source must be 'sensor', not {self.source!r}")
-
-    @property
-    def threat(self) -> Threat:
-        """What the attacker may do.
-
-        Raises:
-            UserError: that is no attack on 8-bit pixels.
-        """
-        return Threat(self.eps, self.steps, self.knowledge, self.draws)
-
-    @property
-    def own_only(self) -> bool:
-        """Whether it takes an environment of this suite's own."""
-        return (
-            self.eyes == "gaze-oracle"
-            or self.attack == "targeted"
-            or (self.shift is not None and SHIFTS[self.shift].own_only)
-        )
-
-    def described(self) -> dict[str, Any]:
-        """What a run keeps of it; only one with a shift or other eyes speaks of them, as runs did before there were."""
-        said = {"shift": self.shift, "severity": self.shift, "eyes": self.eyes}
-        later = {"knowledge": "unknown", "draws": 4}
-        return {n: v for n, v in vars(self).items() if said.get(n, "") is not None and later.get(n, ...) != v}
-
-    def make_shift(self, rng: np.random.Generator) -> Shift | None:
-        return None if self.shift is None else SHIFTS[self.shift](self.severity, rng)
-
-    def look_through(self, cameras: Mapping[str, Pyramid]) -> Mapping[str, Pyramid]:
-        """The eyes of a policy under this condition.
-
-        Raises:
-            UserError: the policy cannot look through those.
-        """
-        return cameras if self.eyes is None else changed_eyes(cameras, self.eyes, retrained=False)
-
-    def applies_to(self, policy: Policy) -> bool:
-        """Whether there is something to change: a policy that sees, through several levels if its eyes are to be
-        others, and gives gradients if the attack is white-box.
-
-        Raises:
-            UserError: the policy cannot look through the other eyes.
-        """
-        cameras = requirements_of(policy).cameras
-        if self.eyes is not None:
-            return any(pyramid.levels > 1 for pyramid in cameras.values()) and bool(self.look_through(cameras))
-        if self.attack is None:
-            return True
-        return bool(cameras) and isinstance(policy, ATTACKS[self.attack].needs)
-
-
-def conditions_of(
-    attacks: Sequence[str], eps: float, steps: int, shifts: Sequence[tuple[str, float]], eyes: Sequence[str] = ()
-) -> list[Condition]:
-    """The clean condition, then every attack, every (shift, severity) and all other eyes, from the source they need.
-
-    Raises:
-        UserError: unknown attack, shift or eyes, or a size out of range.
-    """
-    for name, severity in shifts:
-        check_shift(name, severity)
-    sensor = bool(attacks) or any(SHIFTS[name].of_frames for name, _ in shifts)
-    source: Source = "sensor" if sensor else "nested"
-    return [
-        Condition(source=source),
-        *(Condition(name, source, name, eps, steps) for name in attacks),
-        *(Condition(f"{name} {size:g}", source, shift=name, severity=size) for name, size in shifts),
-        *(Condition(name, source, eyes=name) for name in eyes),
-    ]
 
 
 @dataclass(frozen=True)
@@ -246,9 +144,19 @@ def _play(
 def _attack(condition: Condition, policy: Policy, env: SuiteEnv, rng: np.random.Generator) -> Attack | None:
     if condition.attack is None:
         return None
+    kind, mask, victim = ATTACKS[condition.attack], make_mask(condition.region), victim_of(policy, env)
+    if condition.surrogate is None:
+        return kind(condition.threat, victim, rng, mask)
+    assert issubclass(kind, GradientAttack)
+    other = victim_of(load_policy(condition.surrogate), env)
+    surrogate = Surrogate(other.policy, other.pyramids, victim.pyramids, condition.surrogate)
+    return kind(condition.threat, victim, rng, mask, replace(other, policy=surrogate))
+
+
+def victim_of(policy: Policy, env: SuiteEnv | None = None) -> Victim:
+    """A policy as attacks see it."""
     needs = requirements_of(policy)
-    victim = Victim(policy, needs.cameras, needs.frame_interval, env)
-    return ATTACKS[condition.attack](condition.threat, victim, rng)
+    return Victim(policy, needs.cameras, needs.frame_interval, env)
 
 
 def digest(*arrays: np.ndarray) -> str:

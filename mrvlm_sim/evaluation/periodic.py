@@ -6,7 +6,8 @@ from contextlib import closing
 import torch
 
 from mrvlm_sim.agents.trained import TrainedPolicy
-from mrvlm_sim.evaluation.episode import Condition, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.tasks import make_env
 
 TRAINING_EVALUATION_SEED = 999_983  # a suite seed of its own, so that no reported episode is looked at in training

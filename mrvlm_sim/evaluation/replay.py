@@ -11,7 +11,8 @@ from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.policy import Policy, Requirements, requirements_of
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.evaluation.episode import Condition, digest
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import digest
 from mrvlm_sim.evaluation.runs import environment_identity
 from mrvlm_sim.evaluation.store import Key, read_episodes, read_log, read_parts
 from mrvlm_sim.evaluation.video import EpisodeVideo

@@ -19,7 +19,8 @@ from pebble import ProcessExpired, ProcessPool
 from mrvlm_sim.agents.policy import Policy
 from mrvlm_sim.agents.registry import load_for
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, EpisodeRecord, run_episode
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.evaluation.video import EpisodeVideo
 from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.sim.suite_env import SuiteEnv

@@ -17,7 +17,8 @@ from mrvlm_sim.agents.policy import Policy
 from mrvlm_sim.agents.registry import load_for, policy_name
 from mrvlm_sim.agents.trained import sha256
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.episode import Condition, digest
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import digest
 from mrvlm_sim.evaluation.runner import Job
 from mrvlm_sim.evaluation.tables import REFERENCE
 from mrvlm_sim.gl import renderer_name

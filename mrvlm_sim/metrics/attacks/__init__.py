@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, EncodingPolicy, Victim
 from mrvlm_sim.metrics.attacks.gradient import APGD, FGSM, MAD, PGD, Features, Targeted
+from mrvlm_sim.metrics.attacks.regions import make_mask
 from mrvlm_sim.metrics.attacks.search import BestOfNoise, HardLabel, Noise, Square
 from mrvlm_sim.metrics.attacks.threat import KNOWLEDGE, Knowledge, Threat, check_size
 from mrvlm_sim.metrics.attacks.transfer import Surrogate
@@ -23,5 +24,5 @@ ATTACKS: Mapping[str, type[Attack]] = {
 
 __all__ = [
     "ATTACKS", "KNOWLEDGE", "Attack", "DifferentiablePolicy", "EncodingPolicy", "Knowledge", "Surrogate", "Threat",
-    "Victim", "check_size",
+    "Victim", "check_size", "make_mask",
 ]  # fmt: skip
