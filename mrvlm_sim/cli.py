@@ -6,7 +6,7 @@ from collections.abc import Callable
 import typer
 from rich.console import Console
 
-from mrvlm_sim.commands import acuity, evaluating, looking, runs, training
+from mrvlm_sim.commands import acuity, attacking, evaluating, looking, runs, training
 from mrvlm_sim.errors import UserError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
 train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    runs.merge, runs.compare, runs.replay, runs.export, runs.curves, evaluating.serve, training.demos,
+    runs.merge, runs.compare, runs.replay, runs.export, runs.curves, attacking.attack, evaluating.serve, training.demos,
     acuity.acuity, looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(help="Episodes per policy, the same for all.")] = 50,
     seed: Annotated[int, typer.Option(help="Suite seed: names the episodes.")] = 0,
     settings: Settings = None,
-    attack: Annotated[list[str] | None, typer.Option(help="pgd or noise, against clean twins; repeatable.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="See list; with clean twins; repeatable.")] = None,
     eps: Annotated[str, typer.Option(help="Size of the attack: a fraction of the pixel range.")] = "4/255",
     steps: Annotated[int, typer.Option(help="Gradient steps of the attack.")] = 10,
     shift: Annotated[

@@ -148,15 +148,23 @@ def _attack(condition: Condition, policy: Policy, env: SuiteEnv, rng: np.random.
     if condition.surrogate is None:
         return kind(condition.threat, victim, rng, mask)
     assert issubclass(kind, GradientAttack)
-    other = victim_of(load_policy(condition.surrogate), env)
-    surrogate = Surrogate(other.policy, other.pyramids, victim.pyramids, condition.surrogate)
-    return kind(condition.threat, victim, rng, mask, replace(other, policy=surrogate))
+    return kind(condition.threat, victim, rng, mask, surrogate_of(condition.surrogate, victim))
 
 
 def victim_of(policy: Policy, env: SuiteEnv | None = None) -> Victim:
     """A policy as attacks see it."""
     needs = requirements_of(policy)
     return Victim(policy, needs.cameras, needs.frame_interval, env)
+
+
+def surrogate_of(reference: str, victim: Victim) -> Victim:
+    """A policy that is attacked in place of another.
+
+    Raises:
+        UserError: there is none of that name, it gives no gradients, or it looks through other cameras.
+    """
+    other = victim_of(load_policy(reference), victim.env)
+    return replace(other, policy=Surrogate(other.policy, other.pyramids, victim.pyramids, reference))
 
 
 def digest(*arrays: np.ndarray) -> str:

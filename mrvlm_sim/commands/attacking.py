@@ -1,0 +1,93 @@
+"""Attacking policies: `attack`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from mrvlm_sim.commands.evaluating import parse_fraction
+from mrvlm_sim.commands.options import Env
+from mrvlm_sim.console import console, print_table, run_with_progress
+from mrvlm_sim.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from mrvlm_sim.metrics.attacks import Knowledge
+
+
+class Preset(StrEnum):
+    """How hard to attack."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    THOROUGH = "thorough"
+
+
+def attack(
+    env: Env,
+    policy: Annotated[list[str], typer.Option(help="What `eval --policy` takes; repeatable.")],
+    budget: Annotated[Preset, typer.Option(help="Attacks, steps, draws and episodes, where they are not given.")] = (
+        Preset.QUICK
+    ),
+    attack: Annotated[list[str] | None, typer.Option(help="See mrvlm-sim list; repeatable.")] = None,
+    eps: Annotated[list[str] | None, typer.Option(help="Sizes, as 4/255; repeatable. Default: 4/255.")] = None,
+    knowledge: Annotated[
+        list[str] | None, typer.Option(help="Of the jitter: off, known, unknown or chosen; repeatable.")
+    ] = None,
+    region: Annotated[
+        list[str] | None, typer.Option(help="frame, patch@U,V (5 % of it, with --eps 1) or ring@A-B; repeatable.")
+    ] = None,
+    surrogate: Annotated[list[str] | None, typer.Option(help="Arm that attacks are also found on; repeatable.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; default: the budget's.")] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Draws of the jitter in every step.")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="Per policy and attack.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Suite seed: names the episodes.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; default: one in results/runs.")] = None,
+) -> None:
+    """Attack policies in closed loop, beside clean twins of the same episodes, and say what the worst attack leaves.
+
+    The same command again goes on where it stopped.
+    """
+    from mrvlm_sim.evaluation.evaluate import Evaluation
+    from mrvlm_sim.evaluation.robustness import (
+        BUDGETS,
+        attack_conditions,
+        check_attackable,
+        pretty_robustness,
+        write_robustness,
+    )
+    from mrvlm_sim.evaluation.runs import Plan
+    from mrvlm_sim.metrics.attacks import KNOWLEDGE
+
+    preset = BUDGETS[budget]
+    for name in knowledge or []:
+        if name not in KNOWLEDGE:
+            raise unknown_name("knowledge of the jitter", name, KNOWLEDGE)
+    conditions = attack_conditions(
+        list(dict.fromkeys(attack or preset.attacks)),
+        [parse_fraction(size) for size in dict.fromkeys(eps or ["4/255"])],
+        steps or preset.steps,
+        draws or preset.draws,
+        cast("list[Knowledge]", list(dict.fromkeys(knowledge or ["unknown"]))),
+        list(dict.fromkeys(region or ["frame"])),
+        list(dict.fromkeys(surrogate or [])),
+    )
+    plan = Plan(env, tuple(dict.fromkeys(policy)), tuple(conditions), seed, episodes or preset.episodes)
+    policies, problems = plan.load()
+    if problems:
+        raise UserError("\n".join(problems.values()))
+    notes = check_attackable(policies, conditions)
+    run = Evaluation(plan, output, workers)
+    if run.resumed:
+        console.print(f"{run.resumed} episodes are there already", style="yellow")
+    try:
+        interrupted = run_with_progress(run)
+    finally:
+        if not run.finish().empty:
+            print_table(pretty_robustness(write_robustness(run.folder)), f"{env}, suite seed {seed}")
+        for note in notes:
+            console.print(note, style="yellow", markup=False, soft_wrap=True)
+        console.print(f"results: {run.folder}")
+    if interrupted:
+        raise typer.Exit(130)

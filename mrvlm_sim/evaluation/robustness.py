@@ -1,0 +1,173 @@
+"""What attacks did to policies: a run under many attacks, and the worst of them in every episode."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mrvlm_sim.agents.policy import Policy, requirements_of
+from mrvlm_sim.agents.registry import policy_name
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
+from mrvlm_sim.evaluation.store import read_episodes, read_parts
+from mrvlm_sim.evaluation.tables import paired
+from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge
+from mrvlm_sim.metrics.statistics import compare_paired, wilson
+from mrvlm_sim.paths import write_atomically
+
+CLEAN = Condition(source="sensor")
+WORST = "worst of all"
+
+
+class Budget(NamedTuple):
+    """How hard to attack."""
+
+    attacks: tuple[str, ...]
+    steps: int
+    draws: int
+    episodes: int
+
+
+BUDGETS: Mapping[str, Budget] = {
+    "quick": Budget(("noise", "pgd", "features"), 5, 2, 10),
+    "standard": Budget(("noise", "best-noise", "fgsm", "pgd", "apgd", "mad", "features", "square"), 20, 4, 50),
+    "thorough": Budget(tuple(ATTACKS), 50, 8, 200),
+}
+
+
+def attack_conditions(
+    attacks: Sequence[str],
+    sizes: Sequence[float],
+    steps: int,
+    draws: int,
+    knowledge: Sequence[Knowledge] = ("unknown",),
+    regions: Sequence[str] = ("frame",),
+    surrogates: Sequence[str] = (),
+) -> list[Condition]:
+    """The clean condition and every attack of every size, with all knowledge, in all regions.
+
+    Those with gradients are also found on every surrogate, as far as what they know can be known of it.
+
+    Raises:
+        UserError: unknown attack or knowledge, a size out of range, or no region.
+    """
+    found = [CLEAN]
+    for size, name, known, region in product(sizes, attacks, knowledge, regions):
+        random = name == "noise"  # asks nothing, so that there is nothing to know
+        if random and known != knowledge[0]:
+            continue
+        given: dict[str, Any] = {"eps": size, "steps": steps, "knowledge": known, "draws": draws, "region": region}
+        found.append(Condition(_title(name, size, known, region), "sensor", name, **given))
+        if known in ("off", "unknown") and ATTACKS[name].white_box:
+            titles = ((_title(f"{name} from {policy_name(other)}", size, known, region), other) for other in surrogates)
+            found += [Condition(title, "sensor", name, surrogate=other, **given) for title, other in titles]
+    return found
+
+
+def _title(name: str, size: float, known: str, region: str) -> str:
+    details = [name, *[known] * (known != "unknown"), *[region] * (region != "frame"), f"{255 * size:g}/255"]
+    return " ".join(details)
+
+
+def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condition]) -> list[str]:
+    """Notes on the policies that some of the attacks do not fit.
+
+    Raises:
+        UserError: none of the attacks fits any of the policies, or a surrogate does not.
+    """
+    attacks = [condition for condition in conditions if condition.attack is not None]
+    notes, fitting = [], False
+    for name, policy in policies.items():
+        for surrogate in {condition.surrogate for condition in attacks} - {None}:
+            surrogate_of(str(surrogate), victim_of(policy))
+        amiss = [condition for condition in attacks if not condition.applies_to(policy)]
+        fitting = fitting or len(amiss) < len(attacks)
+        if not requirements_of(policy).cameras:
+            notes.append(f"{name} sees nothing that could be attacked")
+        elif amiss:
+            without = ", ".join(attack for attack, kind in ATTACKS.items() if not kind.white_box)
+            named = ", ".join(dict.fromkeys(str(condition.attack) for condition in amiss))
+            notes.append(
+                f"{name} gives no gradients for {named}; what fits it is {without}, or attacks from a surrogate"
+            )
+    if not fitting:
+        raise UserError("\n".join(notes))
+    return notes
+
+
+def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One line per policy and condition, and one per policy and size for the worst of all attacks of that size.
+
+    Numbers are raw: rates in [0, 1]; `deviation` of the actions as a part of their range, mean over looks; `drop` is
+    clean minus attacked on the same episodes; `steps` until success, or the end; passes of single observations in every
+    episode. An episode counts as a success under the worst of all if it was one under every attack that it met.
+    """
+    lines = []
+    for policy in dict.fromkeys(rows["policy"]):
+        own = rows[rows["policy"] == policy]
+        clean = own[own["condition"].map(lambda name: conditions[name]["attack"] is None)]
+        lines.append(_line(policy, "clean", 0.0, clean, None))
+        attacked = own[~own.index.isin(clean.index)]
+        sizes = attacked["condition"].map(lambda name: conditions[name]["eps"])
+        for size in sorted(sizes.unique()):
+            of_size = attacked[sizes == size]
+            lines += [
+                _line(policy, str(name), size, under, clean) for name, under in of_size.groupby("condition", sort=False)
+            ]
+            if of_size["condition"].nunique() > 1:
+                lines.append(_line(policy, WORST, size, worst_of(of_size), clean))
+    return pd.DataFrame(lines)
+
+
+def worst_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for every episode: whether it succeeded under all conditions, the largest deviation, all that it cost."""
+    together = {"success": "all", "action_deviation": "max", "steps": "max", "forwards": "sum", "backwards": "sum"}
+    return rows.groupby(["suite_seed", "episode"], as_index=False).agg(together)
+
+
+def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: pd.DataFrame | None) -> dict[str, Any]:
+    k, n = int(rows["success"].sum()), len(rows)
+    low, high = wilson(k, n)
+    line: dict[str, Any] = {"policy": policy, "attack": condition, "eps": size, "k": k, "n": n}
+    line |= {"rate": k / n, "low": low, "high": high, "drop": np.nan, "drop_low": np.nan, "drop_high": np.nan}
+    if clean is not None and len(pair := paired(clean, rows)[0]):
+        compared = compare_paired(pair, paired(clean, rows)[1])
+        line |= {"drop": compared.difference, "drop_low": compared.low, "drop_high": compared.high}
+    means = rows[["action_deviation", "steps", "forwards", "backwards"]].mean().to_dict()
+    return line | {"deviation" if name == "action_deviation" else name: value for name, value in means.items()}
+
+
+def pretty_robustness(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it."""
+    shown = []
+    for line in table.to_dict("records"):
+        drop = "-" if np.isnan(line["drop"]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+            *(100 * line[name] for name in ("drop", "drop_low", "drop_high"))
+        )  # fmt: skip
+        rate = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * line[name] for name in ("rate", "low", "high")))
+        attacked = line["eps"] > 0
+        shown.append(
+            {
+                "policy": line["policy"],
+                "attack": line["attack"] if line["attack"] != WORST else f"{WORST} {255 * line['eps']:g}/255",
+                "success % [95 % CI]": f"{rate} ({line['k']}/{line['n']})",
+                "drop": drop,
+                "action deviation %": f"{100 * line['deviation']:.1f}" if attacked else "-",
+                "steps": f"{line['steps']:.0f}",
+                "forwards": f"{line['forwards']:.0f}" if attacked else "-",
+                "backwards": f"{line['backwards']:.0f}" if attacked else "-",
+            }
+        )
+    return pd.DataFrame(shown)
+
+
+def write_robustness(folder: Path) -> pd.DataFrame:
+    """Write `robustness.md` and `robustness.csv` of a run; returns the table with raw numbers."""
+    table = robustness_table(read_episodes(folder), read_parts(folder, "condition"))
+    write_atomically(folder / "robustness.csv", table.to_csv(index=False))
+    write_atomically(folder / "robustness.md", pretty_robustness(table).to_markdown(index=False) + "\n")
+    return table
