@@ -212,3 +212,38 @@ def test_many_conditions_are_a_table_of_lines(tmp_path: Path) -> None:
     assert lines["condition"].tolist() == [c for c in ("clean", "lighting 1", "colours 1", "camera 1") for _ in "ab"]
     assert lines["drop"].tolist()[:3] == ["-", "-", "+0.0 [-65.8, +65.8]"]
     assert "lighting 1" in (tmp_path / "run" / "table.md").read_text()
+
+
+class TestCorruptions:
+    FRAME = np.random.default_rng(0).integers(60, 190, (64, 64, 3)).astype(np.uint8)
+
+    def changed(self, name: str, severity: float, seed: int = 0) -> np.ndarray:
+        shift = SHIFTS[name](severity, np.random.default_rng(seed))
+        return shift.frames({"wrist": self.FRAME.copy()}, {})["wrist"]
+
+    @pytest.mark.parametrize("name", [name for name, shift in SHIFTS.items() if shift.of_frames])
+    def test_more_is_worse_and_the_seed_says_how(self, name: str) -> None:
+        errors = [
+            np.abs(self.changed(name, severity) - self.FRAME.astype(float)).mean() for severity in (0, 0.2, 0.6, 1)
+        ]
+        assert errors[0] == 0
+        assert errors == sorted(errors)
+        assert errors[-1] > errors[1]
+        assert self.changed(name, 1.0).dtype == np.uint8
+        assert (self.changed(name, 1.0) == self.changed(name, 1.0)).all()
+
+    def test_brightness_goes_up_or_down(self) -> None:
+        signs = {np.sign(self.changed("brightness", 0.4, seed).mean() - self.FRAME.mean()) for seed in range(8)}
+        assert signs == {-1, 1}
+
+    def test_dirt_covers_up_to_a_quarter_and_stays_where_it_is(self) -> None:
+        shift = SHIFTS["occlusion"](1.0, np.random.default_rng(3))
+        first, second = (shift.frames({"wrist": self.FRAME}, {})["wrist"] for _ in range(2))
+        assert (first == second).all()
+        shares = [(self.changed("occlusion", 1.0, seed) != self.FRAME).any(axis=2).mean() for seed in range(40)]
+        assert 0.15 < max(shares) <= 0.26
+
+    def test_a_compressed_frame_costs_detail_and_not_its_colour(self) -> None:
+        worst = self.changed("compression", 1.0)
+        assert np.std(worst) < np.std(self.FRAME)
+        assert abs(worst.mean() - self.FRAME.mean()) < 3

@@ -29,7 +29,8 @@ def evaluate(
     shift: Annotated[
         list[str] | None,
         typer.Option(
-            help="lighting, colours, texture, camera, noise, blur, distractors, delay or phrases; repeatable."
+            help="lighting, colours, texture, camera, distractors, delay, phrases; noise, blur, brightness, "
+            "compression, occlusion; repeatable."
         ),
     ] = None,
     severity: Annotated[

@@ -11,7 +11,8 @@ from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge, Threat, make_mask
 from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.vision.eyes import EYES, changed_eyes
-from mrvlm_sim.wrappers.shifts import SHIFTS, Shift, check_shift
+from mrvlm_sim.wrappers.shift import Shift
+from mrvlm_sim.wrappers.shifts import SHIFTS, check_shift
 from mrvlm_sim.wrappers.tokens import Source
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import gymnasium
 import mujoco
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.sim.camera import Decor
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.sight import ROBOT_GROUP
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, encode_instruction
-from mrvlm_sim.wrappers.tokens import Frames
+from mrvlm_sim.wrappers.corruptions import Blur, Brightness, Compression, Noise, Occlusion
+from mrvlm_sim.wrappers.shift import Shift
 
 Triple = tuple[float, float, float]
 
@@ -24,35 +24,6 @@ AROUND_TASKS = (0.30, -0.40), (0.70, 0.40)  # metres, where more things may stan
 CLEARANCE = 0.01  # metres between any two of them
 SHAPES = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER
 STRANGE = (0.55, 0.2, 0.6), (0.9, 0.45, 0.1), (0.1, 0.6, 0.65), (0.9, 0.9, 0.9), (0.08, 0.08, 0.08), (0.45, 0.25, 0.1)
-
-
-class Shift:
-    """Changes the world after every reset, actions before they are taken, or frames before they are cut."""
-
-    of_frames = False  # whether `frames` does anything, so that sensor frames are needed
-    own_only = False  # whether it takes an environment of this suite's own
-
-    def __init__(self, severity: float, rng: np.random.Generator) -> None:
-        self.severity, self.rng = severity, rng
-
-    def model(self, model: mujoco.MjModel) -> None:
-        """Change the model; it is put back afterwards."""
-
-    def decor(self, env: SuiteEnv) -> list[Decor]:
-        """What is drawn beside what is simulated."""
-        return []
-
-    def instruction(self, env: SuiteEnv) -> str:
-        """The instruction that is given instead."""
-        return env.instruction
-
-    def action(self, action: np.ndarray) -> np.ndarray:
-        """The action that is taken instead."""
-        return action
-
-    def frames(self, frames: Frames, observation: Observation) -> Frames:
-        """The frames, uint8 (S, S, 3) by camera, that are cut instead."""
-        return frames
 
 
 class Lighting(Shift):
@@ -90,32 +61,6 @@ class Camera(Shift):
             mujoco.mju_axisAngle2Quat(turn, _direction(self.rng), np.deg2rad(8) * self.severity)
             mujoco.mju_mulQuat(result, model.cam_quat[camera], turn)
             model.cam_quat[camera] = result
-
-
-class Noise(Shift):
-    """Gaussian noise of the sensor, with a standard deviation of up to 20 % of the pixel range."""
-
-    of_frames = True
-
-    def frames(self, frames: Frames, observation: Observation) -> Frames:
-        return {name: self._noisy(frame) for name, frame in frames.items()}
-
-    def _noisy(self, frame: np.ndarray) -> np.ndarray:
-        noise = self.rng.normal(0, 51 * self.severity, frame.shape)
-        return np.clip(np.rint(frame + noise), 0, 255).astype(np.uint8)
-
-
-class Blur(Shift):
-    """The camera out of focus: a Gaussian with a standard deviation of up to 1.5 % of the frame's width."""
-
-    of_frames = True
-
-    def frames(self, frames: Frames, observation: Observation) -> Frames:
-        return {name: self._blurred(frame) for name, frame in frames.items()}
-
-    def _blurred(self, frame: np.ndarray) -> np.ndarray:
-        sigma = 0.015 * self.severity * frame.shape[0]
-        return np.rint(gaussian_filter(frame.astype(np.float32), (sigma, sigma, 0))).astype(np.uint8)
 
 
 class Delay(Shift):
@@ -205,6 +150,9 @@ SHIFTS: dict[str, type[Shift]] = {
     "camera": Camera,
     "noise": Noise,
     "blur": Blur,
+    "brightness": Brightness,
+    "compression": Compression,
+    "occlusion": Occlusion,
     "delay": Delay,
     "texture": Texture,
     "distractors": Distractors,
