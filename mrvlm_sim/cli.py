@@ -18,8 +18,9 @@ app = typer.Typer(
 train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    runs.merge, runs.compare, runs.replay, runs.export, runs.curves, attacking.attack, evaluating.serve, training.demos,
-    acuity.acuity, looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
+    runs.merge, runs.compare, runs.replay, runs.export, runs.curves, attacking.attack, attacking.audit,
+    evaluating.serve, training.demos, acuity.acuity,
+    looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
 )  # fmt: skip
 
 app.command("eval")(evaluating.evaluate)

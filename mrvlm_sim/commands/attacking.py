@@ -91,3 +91,49 @@ def attack(
         console.print(f"results: {run.folder}")
     if interrupted:
         raise typer.Exit(130)
+
+
+def audit(
+    env: Env,
+    policy: Annotated[str, typer.Option(help="An arm with weights, or a policy folder.")],
+    eps: Annotated[str, typer.Option(help="Size of the attacks that are judged.")] = "4/255",
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 20,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the jitter in every step.")] = 4,
+    looks: Annotated[int, typer.Option(min=4, help="Single looks on which attacks are compared.")] = 24,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of what only whole episodes show.")] = 10,
+    surrogate: Annotated[list[str] | None, typer.Option(help="Arm to transfer from; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Names looks and episodes.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
+) -> None:
+    """Are the attacks on a policy as strong as they should be? Every gate passes, fails, or was not run.
+
+    A claim of robustness whose gates do not all pass is inconclusive.
+    """
+    from mrvlm_sim.agents.registry import load_policy, policy_name
+    from mrvlm_sim.evaluation.audit import Audit, audit_table, closed_loop_gates, verdict
+    from mrvlm_sim.evaluation.evaluate import Evaluation
+    from mrvlm_sim.evaluation.robustness import attack_conditions, write_robustness
+    from mrvlm_sim.evaluation.runs import Plan
+    from mrvlm_sim.metrics.attacks import Threat
+    from mrvlm_sim.paths import write_atomically
+
+    size = parse_fraction(eps)
+    examined = Audit(load_policy(policy), env, Threat(size, steps, draws=draws), looks, seed)
+    conditions = attack_conditions(["pgd", "features"], [size, 0.5, 1.0], steps, draws)
+    run = Evaluation(Plan(env, (policy, "random"), tuple(conditions), seed, episodes), output, workers)
+    console.print(f"comparing attacks on {looks} looks")
+    gates = examined.run(surrogate or [])
+    interrupted = run_with_progress(run)
+    run.finish()
+    if interrupted:
+        raise typer.Exit(130)
+    table, name = write_robustness(run.folder), policy_name(policy)
+    chance = float(table.loc[table["policy"] == "random", "rate"].iloc[0])
+    gates += closed_loop_gates(table[table["policy"] == name], chance)
+    shown = audit_table(gates)
+    write_atomically(run.folder / "audit.csv", shown.to_csv(index=False))
+    write_atomically(run.folder / "audit.md", shown.to_markdown(index=False) + f"\n\n{verdict(gates)}\n")
+    print_table(shown, f"audit of attacks on {name} in {env} at {eps}")
+    console.print(verdict(gates), markup=False, soft_wrap=True)
+    console.print(f"results: {run.folder}")

@@ -63,6 +63,17 @@ def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
     return PairedComparison(difference, low, high, _mcnemar(only_a, only_b), len(a))
 
 
+def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Mean of independent values (n,) with Student's interval: (mean, low, high); of one value, it is unbounded."""
+    from scipy.stats import t
+
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return mean, -np.inf, np.inf
+    half = float(t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / sqrt(n))
+    return mean, mean - half, mean + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number (Holm, 1979), in the order given; controls the family-wise error.
 

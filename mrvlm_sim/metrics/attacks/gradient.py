@@ -54,12 +54,16 @@ class GradientAttack(Attack):
         self.policy, self.pyramids = attacked.policy, attacked.pyramids
         self.objective = self.objective_type(attacked)
 
-    def propose(self, frames: Frames, observation: Observation) -> Frames:
+    def begin(self, frames: Frames, observation: Observation) -> None:
+        """A new look: what it shows, what may be changed of it, and what the policy would do."""
         self.clean, self.observation = self.tensors(frames), observation
         self.allowed = self.weights(self.clean)
         origins = self.draw(observation)
         self.objective.begin(self.clean, origins, observation)
         self.forwards += _count(origins)
+
+    def propose(self, frames: Frames, observation: Observation) -> Frames:
+        self.begin(frames, observation)
         change = self.climb()
         if self.threat.knowledge == "chosen":
             self._choose(change)

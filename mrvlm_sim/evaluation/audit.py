@@ -1,0 +1,273 @@
+"""The audit: whether attacks on a policy are as strong as they should be, before their result is believed.
+
+After Carlini et al., "On evaluating adversarial robustness" (2019) and Tramer et al., "On adaptive attacks to
+adversarial example defenses" (2020). Attacks are compared on single looks of clean episodes, by how far they move the
+actions (`harm`), with paired 95 % intervals; a gate that cannot tell passes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
+from mrvlm_sim.evaluation.moments import Moment, harm, redraws, sample_moments
+from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat, Victim
+from mrvlm_sim.metrics.attacks.base import Origins
+from mrvlm_sim.metrics.attacks.gradient import GradientAttack
+from mrvlm_sim.metrics.attacks.objectives import Deviation
+from mrvlm_sim.metrics.statistics import mean_interval
+from mrvlm_sim.seeding import generator
+from mrvlm_sim.sim.suite_env import Observation
+from mrvlm_sim.wrappers.tokens import Frames
+
+REDRAWS = 20  # fresh jitters under which harm is measured
+SETTLED = 0.01  # of the harm: what twice as many draws may still add
+AGREES = 0.05  # of the slope: what finite differences may be off by
+MOST_DRAWS = 16
+
+
+class Gate(NamedTuple):
+    """One item of the audit; `passed` is None if it was not run."""
+
+    name: str
+    passed: bool | None
+    figure: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An attack with all that its harm depends on."""
+
+    attack: str
+    threat: Threat
+    surrogate: str | None = None
+
+
+class Audit:
+    """Of one policy in one environment at one size of attack.
+
+    Raises:
+        UserError: the policy gives no gradients, so that there is nothing to audit white-box attacks on.
+    """
+
+    def __init__(self, policy: Policy, environment: str, threat: Threat, moments: int, seed: int = 0) -> None:
+        if not isinstance(policy, DifferentiablePolicy):
+            raise UserError(f"the audit is of attacks with gradients, which {type(policy).__name__} does not give")
+        self.victim, self.threat, self.seed = victim_of(policy), threat, seed
+        self.environment, self.policy, self.count = environment, policy, moments
+        self._harms: dict[Setting, np.ndarray] = {}
+        self.excess = -255  # of the largest change over its bound, in sensor values
+
+    @cached_property
+    def moments(self) -> list[Moment]:
+        return sample_moments(self.policy, self.environment, self.count, self.seed)
+
+    def harms(self, attack: str, surrogate: str | None = None, **threat: Any) -> np.ndarray:
+        """What an attack does in every moment, (moments,); measured once."""
+        setting = Setting(attack, replace(self.threat, **threat), surrogate)
+        if setting not in self._harms:
+            self._harms[setting] = np.array([self._harm(setting, i) for i in range(len(self.moments))])
+        return self._harms[setting]
+
+    def _harm(self, setting: Setting, index: int) -> float:
+        moment, rng = self.moments[index], generator(self.seed, self.environment, index, "audit")
+        attack = self._attack(setting, rng)
+        attacked = attack(moment.frames, moment.observation)
+        changes = [np.abs(attacked[c].astype(int) - frame).max() for c, frame in moment.frames.items()]
+        self.excess = max(self.excess, *(int(change) - setting.threat.bound for change in changes))
+        return harm(self.victim, moment, attacked, redraws(self.victim, moment, REDRAWS, index))
+
+    def _attack(self, setting: Setting, rng: np.random.Generator) -> Any:
+        kind, victim = ATTACKS[setting.attack], self.victim
+        if setting.surrogate is None:
+            return kind(setting.threat, victim, rng)
+        assert issubclass(kind, GradientAttack)
+        other = replace(victim, policy=MeanOverJitter(victim)) if setting.surrogate == MEAN else None
+        return kind(setting.threat, victim, rng, surrogate=other or surrogate_of(setting.surrogate, victim))
+
+    def run(self, surrogates: Sequence[str]) -> list[Gate]:
+        """All gates that need no episodes."""
+        return [
+            *self.gradients(),
+            self.finite_differences(),
+            self.not_weaker("more steps", ("pgd", {"steps": 2 * self.threat.steps}), ("pgd", {})),
+            self.not_weaker("larger eps", ("pgd", {"eps": min(1.0, 2 * self.threat.eps)}), ("pgd", {})),
+            self.not_weaker("PGD over FGSM", ("pgd", {}), ("fgsm", {})),
+            self.not_weaker("FGSM over best-of-N noise", ("fgsm", {}), ("best-noise", {})),
+            self.not_weaker("white box over black box", ("pgd", {}), ("square", {})),
+            self.not_weaker("direct over transfer, jitter off", ("pgd", {}), ("pgd", {"knowledge": "off"})),
+            self.not_weaker("direct over transfer, mean over jitter", ("pgd", {}), ("pgd", {"surrogate": MEAN})),
+            *(
+                self.not_weaker(f"direct over transfer from {other}", ("pgd", {}), ("pgd", {"surrogate": other}))
+                for other in surrogates
+            ),
+            self.enough_draws(),
+            self.redraw_gap(),
+            self.nothing(),
+            Gate("bound and range, on what is fed", self.excess <= 0, f"{self.excess:+d} sensor values over the bound"),
+        ]
+
+    def nothing(self) -> Gate:
+        """An attack of size 0 is the clean frame, to the bit."""
+
+        class Nothing(Attack):
+            def propose(self, frames: Frames, observation: Observation) -> Frames:
+                return {camera: frame / 255 for camera, frame in frames.items()}
+
+        attack = Nothing(self.threat, self.victim, np.random.default_rng(0))
+        same = [
+            np.array_equal(attack(moment.frames, moment.observation)[camera], frame)
+            for moment in self.moments
+            for camera, frame in moment.frames.items()
+        ]
+        return Gate("eps 0 is clean, to the bit", all(same), f"{sum(same)} of {len(same)} frames")
+
+    def not_weaker(self, name: str, strong: tuple[str, Mapping], weak: tuple[str, Mapping]) -> Gate:
+        """Whether one attack does at least as much as another, as far as the moments can tell."""
+        stronger, weaker = (self.harms(attack, **how) for attack, how in (strong, weak))
+        mean, low, high = mean_interval(stronger - weaker)
+        figure = f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % of the actions' range"
+        return Gate(name, high >= 0, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
+
+    def gradients(self) -> list[Gate]:
+        """Finite everywhere, and not zero between any two levels: where only the coarser ones see."""
+        found = [self._gradient(moment) for moment in self.moments]
+        finite = all(bool(slope.isfinite().all()) for slopes in found for slope in slopes.values())
+        gates = [Gate("gradients are finite", finite, f"{len(found)} looks")]
+        for camera, pyramid in self.victim.pyramids.items():
+            for level, inside in enumerate(_visible(pyramid.centred(), pyramid.cutout_sizes, pyramid.frame_size)):
+                share = float(np.mean([(slopes[camera].abs().sum(2) > 0).numpy()[inside].mean() for slopes in found]))
+                gates.append(
+                    Gate(f"gradients reach level {level} of {camera}", share > 0, f"{100 * share:.1f} % of its pixels")
+                )
+        return gates
+
+    def _gradient(self, moment: Moment) -> dict[str, Tensor]:
+        attack = ATTACKS["pgd"](self.threat, self.victim, generator(self.seed, self.environment, 0, "gradient"))
+        assert isinstance(attack, GradientAttack)
+        attack.begin(moment.frames, moment.observation)
+        return attack.gradient(attack.random_change())[1]
+
+    def finite_differences(self) -> Gate:
+        """The slope along the gradient, by autograd and by two looks a little apart, through jitter, cut and resize."""
+        errors = [self._slope_error(index, moment) for index, moment in enumerate(self.moments)]
+        worst = float(np.median(errors))
+        return Gate("autograd agrees with finite differences", worst < AGREES, f"median error {100 * worst:.2f} %")
+
+    def _slope_error(self, index: int, moment: Moment) -> float:
+        objective, origins = Deviation(self.victim), redraws(self.victim, moment, 1, index)
+        clean = {c: torch.from_numpy(f.astype(np.float32) / 255) for c, f in moment.frames.items()}
+        objective.begin(clean, origins, moment.observation)
+        rng = np.random.default_rng(index)
+        start = {c: f + torch.from_numpy(rng.uniform(-0.02, 0.02, f.shape)).float() for c, f in clean.items()}
+        asked = {camera: frame.clone().requires_grad_() for camera, frame in start.items()}
+        loss = objective.losses(asked, origins, moment.observation).sum()
+        slopes = dict(zip(asked, torch.autograd.grad(loss, list(asked.values())), strict=True))
+        norm = sum(float(slope.square().sum()) for slope in slopes.values()) ** 0.5
+        step = 0.02 / max(norm, 1e-12)
+
+        def loss_at(distance: float) -> float:
+            moved = {camera: frame + distance * slopes[camera] for camera, frame in start.items()}
+            with torch.no_grad():
+                return float(objective.losses(moved, origins, moment.observation).sum())
+
+        measured = (loss_at(step) - loss_at(-step)) / (2 * step)
+        return abs(measured - norm**2) / max(norm**2, 1e-12)
+
+    def enough_draws(self) -> Gate:
+        """Draws of the jitter in every step, doubled until the harm moves by less than 1 %."""
+        draws, before = 1, self.harms("pgd", draws=1).mean()
+        while draws < MOST_DRAWS:
+            draws *= 2
+            now = self.harms("pgd", draws=draws).mean()
+            if abs(now - before) < SETTLED * before:
+                break
+            before = now
+        settled = draws // 2 if draws < MOST_DRAWS else draws
+        gained = self.harms("pgd", draws=draws).mean() / self.harms("pgd").mean() - 1
+        return Gate(
+            "enough draws of the jitter",
+            bool(gained < SETTLED),
+            f"settled at {settled}, {100 * gained:+.1f} % over {self.threat.draws}",
+        )
+
+    def redraw_gap(self) -> Gate:
+        """Whether expectation does as much under fresh jitter as an attack that took one jitter for all."""
+        known, unknown = self.harms("pgd", knowledge="known"), self.harms("pgd")
+        mean, low, high = mean_interval(unknown - known)
+        return Gate(
+            "expectation holds under fresh jitter",
+            high >= 0,
+            f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % over an attack that knew one jitter",
+        )
+
+
+MEAN = "(mean over jitter)"
+
+
+class MeanOverJitter:
+    """A policy that answers in the mean over the jitter: smoother to climb than each of its looks."""
+
+    def __init__(self, victim: Victim) -> None:
+        assert isinstance(victim.policy, DifferentiablePolicy)
+        self.policy = victim.policy
+
+    def action_chunks(self, frames: Mapping[str, Tensor], origins: Origins, observation: Observation) -> Tensor:
+        """See `DifferentiablePolicy`."""
+        return self.policy.action_chunks(frames, origins, observation).mean(0, keepdim=True)
+
+
+def _visible(corners: np.ndarray, sizes: Sequence[int], frame: int) -> Iterable[np.ndarray]:
+    """Per level, the pixels (S, S) that it shows and the next one does not."""
+    boxes = [(y, x, size) for (x, y), size in zip(corners.tolist(), sizes, strict=True)]
+    for level, (y, x, size) in enumerate(boxes):
+        inside = np.zeros((frame, frame), bool)
+        inside[y : y + size, x : x + size] = True
+        if level + 1 < len(boxes):
+            y, x, size = boxes[level + 1]
+            inside[y : y + size, x : x + size] = False
+        yield inside
+
+
+def closed_loop_gates(table: pd.DataFrame, chance: float) -> list[Gate]:
+    """What only whole episodes show, from a `robustness_table` of one policy; `chance` is what random actions get."""
+    half, everything = (table[table["eps"].between(low, high)] for low, high in ((0.45, 0.55), (0.95, 1.0)))
+    small = table[(table["eps"] > 0) & (table["eps"] < 0.45)]
+    return [
+        _at_most("eps 0.5 leaves chance", half, max(chance, 0.05)),
+        _at_most("an attack without bound leaves nothing", everything, 0.0),
+        Gate("a persistent attacker", len(small) > 0, _persistent(small) if len(small) else ""),
+    ]
+
+
+def _at_most(name: str, lines: pd.DataFrame, rate: float) -> Gate:
+    """The strongest attack; passes if its interval reaches down so far."""
+    if lines.empty:
+        return Gate(name, None, "")
+    line = lines.loc[lines["rate"].idxmin()]
+    return Gate(name, bool(line["low"] <= rate), f"{100 * line['rate']:.0f} % ({line['k']}/{line['n']})")
+
+
+def _persistent(lines: pd.DataFrame) -> str:
+    worst = lines.loc[lines["rate"].idxmin()]
+    return f"fails in {100 * (1 - worst['rate']):.0f} % of episodes at {255 * worst['eps']:g}/255 ({worst['attack']})"
+
+
+def audit_table(gates: Sequence[Gate]) -> pd.DataFrame:
+    """One line per gate."""
+    words = {True: "pass", False: "FAIL", None: "not run"}
+    return pd.DataFrame([{"gate": gate.name, "": words[gate.passed], "figure": gate.figure} for gate in gates])
+
+
+def verdict(gates: Sequence[Gate]) -> str:
+    """What may be said of robustness: nothing, unless all gates pass."""
+    failed = [gate.name for gate in gates if not gate.passed]
+    return "inconclusive: " + "; ".join(failed) if failed else "all gates passed"

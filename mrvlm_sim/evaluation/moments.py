@@ -1,0 +1,87 @@
+"""Single looks of clean episodes, on which attacks can be compared without running episodes."""
+
+import itertools
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, requirements_of
+from mrvlm_sim.metrics.attacks import DifferentiablePolicy, Victim
+from mrvlm_sim.metrics.attacks.base import Origins
+from mrvlm_sim.seeding import generator, integer_seed
+from mrvlm_sim.sim.suite_env import Observation
+from mrvlm_sim.tasks import make_env
+from mrvlm_sim.wrappers import MultiResolutionTokens
+from mrvlm_sim.wrappers.tokens import Frames
+
+PER_EPISODE = 4  # looks that are kept
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a hook of the wrapper is given in one look."""
+
+    frames: Frames
+    observation: Observation
+
+
+class _Watching:
+    """A hook that changes nothing and remembers every look."""
+
+    def __init__(self) -> None:
+        self.moments: list[Moment] = []
+
+    def __call__(self, frames: Frames, observation: Observation) -> Frames:
+        self.moments.append(Moment({camera: frame.copy() for camera, frame in frames.items()}, observation))
+        return frames
+
+
+def sample_moments(policy: Policy, environment: str, count: int, seed: int) -> list[Moment]:
+    """Looks from clean episodes of a policy, a few of each, spread over its length."""
+    needs, found = requirements_of(policy), list[Moment]()
+    with closing(make_env(environment)) as env:
+        for episode in itertools.count():
+            if len(found) >= count:
+                break
+            hook = _Watching()
+            jitter = generator(seed, environment, episode, "jitter")
+            eyes = MultiResolutionTokens(env, needs.cameras, "sensor", hook, needs.frame_interval, jitter)
+            observation, info = eyes.reset(seed=integer_seed(seed, environment, episode, "initial state"))
+            stream = generator(seed, environment, episode, "policy")
+            policy.reset([EpisodeStart(info["instruction"], stream, eyes.action_size, env)])
+            over = False
+            while not over:
+                action = policy.act(batch_of_one(observation))[0].astype(np.float32)
+                observation, _, terminated, truncated, _ = eyes.step(action)
+                over = terminated or truncated
+            chosen = np.unique(np.linspace(0, len(hook.moments) - 1, PER_EPISODE + 1)[:-1].astype(int))
+            found += [hook.moments[index] for index in chosen]
+    return found[:count]
+
+
+def redraws(victim: Victim, moment: Moment, draws: int, seed: int) -> Origins:
+    """Fresh jitter for one look, always the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    return {
+        camera: pyramid.place(
+            pyramid.jitter.stationary(rng, (draws, pyramid.levels, 2)), moment.observation.get(f"{camera}/gaze")
+        )
+        for camera, pyramid in victim.pyramids.items()
+    }
+
+
+@torch.no_grad()
+def harm(victim: Victim, moment: Moment, attacked: Frames, origins: Origins) -> float:
+    """How far the actions until the next look are from the clean ones under the same jitter: 0 to 1, mean over it."""
+    assert isinstance(victim.policy, DifferentiablePolicy)
+    seen = [
+        {camera: torch.from_numpy(frame.astype(np.float32) / 255) for camera, frame in frames.items()}
+        for frames in (moment.frames, attacked)
+    ]
+    clean, now = (
+        victim.policy.action_chunks(frames, origins, moment.observation)[:, : victim.executed].clamp(-1, 1)
+        for frames in seen
+    )
+    return float((now - clean).abs().mean()) / 2

@@ -1,0 +1,130 @@
+"""The audit: it passes where attacks are as strong as they should be, and fails where a defence only hides."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rl import BRIEF
+from tiny import save_tiny
+from typer.testing import CliRunner
+
+from mrvlm_sim.agents.registry import load_policy
+from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
+from mrvlm_sim.cli import app
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.audit import Audit, Gate, audit_table, closed_loop_gates, verdict
+from mrvlm_sim.evaluation.moments import sample_moments
+from mrvlm_sim.metrics.attacks import Threat
+from mrvlm_sim.metrics.statistics import mean_interval
+
+THREAT = Threat(8 / 255, 4, draws=16)
+
+
+def audited(policy: Any, moments: int = 6) -> Audit:
+    return Audit(policy, BRIEF, THREAT, moments)
+
+
+class Hiding(TrainedPolicy):
+    """Looks at its frames in a few steps of grey: no slope anywhere, and no less fragile for it."""
+
+    def action_chunks(self, frames: Mapping[str, torch.Tensor], origins: Any, observation: Any) -> torch.Tensor:
+        flat = {camera: 0 * frame + ((frame * 100).round() / 100).detach() for camera, frame in frames.items()}
+        return super().action_chunks(flat, origins, observation)
+
+
+class TestGates:
+    def test_an_honest_policy_passes(self, tiny: TrainedPolicy) -> None:
+        gates = audited(tiny).run([])
+        assert [gate.name for gate in gates if not gate.passed] == []
+        levels = [gate for gate in gates if gate.name.startswith("gradients reach level")]
+        assert len(levels) == 3
+
+    def test_a_defence_that_only_hides_its_gradients_is_found_out(self, tiny: TrainedPolicy) -> None:
+        hiding = Hiding(tiny.card, tiny.network, tiny.device)
+        gates = {gate.name: gate.passed for gate in audited(hiding).run([])}
+        assert not any(passed for name, passed in gates.items() if name.startswith("gradients reach level"))
+        assert not gates["white box over black box"]
+        assert gates["eps 0 is clean, to the bit"]
+        assert gates["bound and range, on what is fed"]
+
+    def test_what_is_weaker_beyond_its_interval_fails(self, tiny: TrainedPolicy) -> None:
+        audit = audited(tiny)
+        assert audit.not_weaker("right", ("pgd", {}), ("noise", {})).passed
+        gate = audit.not_weaker("wrong way round", ("noise", {}), ("pgd", {}))
+        assert not gate.passed
+        assert gate.figure.startswith("-")
+
+    def test_harms_are_measured_once_and_repeat(self, tiny: TrainedPolicy) -> None:
+        first, second = audited(tiny, 4), audited(tiny, 4)
+        assert first.harms("pgd") is first.harms("pgd")
+        assert (first.harms("pgd") == second.harms("pgd")).all()
+        assert first.harms("pgd").shape == (4,)
+
+    def test_no_gradients_no_audit(self) -> None:
+        with pytest.raises(UserError, match="attacks with gradients, which RandomPolicy does not give"):
+            audited(load_policy("random"))
+
+
+class TestLooks:
+    def test_they_are_spread_over_episodes(self, tiny: TrainedPolicy) -> None:
+        moments = sample_moments(tiny, BRIEF, 7, 0)
+        assert len(moments) == 7
+        assert len({moment.observation["proprio"].tobytes() for moment in moments}) == 7
+        assert all(moment.observation["wrist/origins"].shape == (3, 2) for moment in moments)
+        again = sample_moments(tiny, BRIEF, 7, 0)
+        assert all((a.frames["wrist"] == b.frames["wrist"]).all() for a, b in zip(moments, again, strict=True))
+
+
+def lines(*rates: tuple[str, float, float, float]) -> pd.DataFrame:
+    """Attack, eps, rate and lower limit."""
+    columns = ["attack", "eps", "rate", "low"]
+    return pd.DataFrame(rates, columns=columns).assign(k=1, n=10)
+
+
+class TestWholeEpisodes:
+    def test_they_pass_when_nothing_is_left(self) -> None:
+        table = lines(
+            ("clean", 0, 1.0, 0.7), ("pgd", 4 / 255, 0.4, 0.2), ("pgd", 0.5, 0.0, 0.0), ("pgd", 1.0, 0.0, 0.0)
+        )
+        gates = closed_loop_gates(table, 0.0)
+        assert [gate.passed for gate in gates] == [True, True, True]
+        assert "fails in 60 % of episodes at 4/255" in gates[-1].figure
+
+    def test_they_fail_when_much_is_left(self) -> None:
+        table = lines(("clean", 0, 1.0, 0.7), ("pgd", 0.5, 0.9, 0.6), ("pgd", 1.0, 0.3, 0.1))
+        assert [gate.passed for gate in closed_loop_gates(table, 0.1)] == [False, False, False]
+
+    def test_what_was_not_run_is_said(self) -> None:
+        gates = closed_loop_gates(lines(("clean", 0, 1.0, 0.7)), 0.0)
+        assert [gate.passed for gate in gates] == [None, None, False]
+        assert audit_table(gates)[""].tolist() == ["not run", "not run", "FAIL"]
+
+
+def test_a_claim_needs_every_gate() -> None:
+    good, bad, missing = Gate("a", True, ""), Gate("b", np.bool_(False), ""), Gate("c", None, "")  # type: ignore[arg-type]
+    assert verdict([good, good]) == "all gates passed"
+    assert verdict([good, bad, missing]) == "inconclusive: b; c"
+
+
+def test_intervals_of_means() -> None:
+    values = np.random.default_rng(0).normal(1.0, 2.0, (2000, 10))
+    covered = [low <= 1.0 <= high for _, low, high in map(mean_interval, values)]
+    assert 0.93 < np.mean(covered) < 0.97
+    assert mean_interval(np.array([3.0])) == (3.0, -np.inf, np.inf)
+
+
+def test_the_command_ends_with_a_verdict(tmp_path: Path) -> None:
+    policy, output = save_tiny(tmp_path / "tiny"), tmp_path / "audit"
+    arguments = ["--looks", "4", "--steps", "1", "--draws", "1", "--episodes", "1", "--workers", "0"]
+    result = CliRunner().invoke(
+        app, ["audit", "--env", BRIEF, "--policy", str(policy), *arguments, "--output", str(output)]
+    )
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(output / "audit.csv")
+    assert len(table) >= 18
+    assert "inconclusive" in result.output or "all gates passed" in result.output
+    assert load_trained(policy).card.execute == 4
