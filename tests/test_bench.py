@@ -17,4 +17,6 @@ def test_every_measurement_gives_figures() -> None:
         figures = [str(value) for value in table.iloc[:, -1]]
         assert len(figures) >= 1
         assert all(re.search(r"\d", figure) and "nan" not in figure for figure in figures), table.to_string()
-    assert titles == {"rendering", "act", "training", "episodes", "environments", "reinforcement", "store", "remote"}
+    assert titles == {
+        "rendering", "act", "training", "attacks", "episodes", "environments", "reinforcement", "store", "remote",
+    }  # fmt: skip

@@ -1,7 +1,5 @@
 """Speed on this machine, as ratios within one run: absolute times depend on the machine, ratios much less."""
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 
 from mrvlm_sim.agents.registry import arm_card
 from mrvlm_sim.agents.trained import TrainedPolicy
-from mrvlm_sim.evaluation import bench_engine, bench_rl, bench_tasks
+from mrvlm_sim.evaluation import bench_attacks, bench_engine, bench_rl, bench_tasks
 from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.models import PolicyNetwork, encode_words
 from mrvlm_sim.seeding import integer_seed
@@ -37,6 +35,8 @@ def measurements(quick: bool) -> Iterator[tuple[str, Measure]]:
     yield "rendering, S=1024, three 256-px levels, 4x multisampling, one thread", lambda: rendering(repeats)
     yield "act, batch 1, one thread, no rendering", lambda: acting(repeats)
     yield f"training step, batch {BATCH}, one thread, no rendering", lambda: training(max(2, repeats // 4))
+    title = f"attacks, PGD over {bench_attacks.DRAWS} draws of the jitter, one thread, no rendering"
+    yield title, lambda: bench_attacks.attacks(max(2, repeats // 4))
     yield f"episodes of {bench_engine.ARM}, workers warm", lambda: bench_engine.engine(6 if quick else 100)
     yield "environments, three 64-px views", lambda: bench_tasks.tasks(20 if quick else 300)
     title = f"reinforcement learning of {bench_rl.ENVIRONMENT}, {bench_rl.ENVIRONMENTS} environments"
@@ -60,7 +60,7 @@ def rendering(repeats: int) -> pd.DataFrame:
         "sensor, wrapper": lambda: wrapped["sensor"].look({}),
         "sensor: render only": lambda: env.renderer.frame("wrist", SEED_PYRAMID.frame_size),
     }
-    times = _interleaved(ways, repeats)
+    times = bench_tasks.interleaved(ways, repeats)
     env.close()
     overhead = times["nested, wrapper"] / times["nested: render"] - 1
     return pd.DataFrame(
@@ -75,13 +75,13 @@ def rendering(repeats: int) -> pd.DataFrame:
 def acting(repeats: int) -> pd.DataFrame:
     """Latency of one decision of every arm."""
     ways = {name: _decision(name) for name in ARMS}
-    times = _interleaved(ways, 4 * repeats)
+    times = bench_tasks.interleaved(ways, 4 * repeats)
     return _against_reference(times, "ms per decision")
 
 
 def training(repeats: int) -> pd.DataFrame:
     """Time of one training step of every arm, without rendering."""
-    times = _interleaved({name: _training_step(name) for name in ARMS}, repeats)
+    times = bench_tasks.interleaved({name: _training_step(name) for name in ARMS}, repeats)
     return _against_reference(times, "ms per step")
 
 
@@ -126,18 +126,6 @@ def _training_step(name: str) -> Callable[[], object]:
         optimiser.step()
 
     return step
-
-
-def _interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way; the ways take turns, so that a drift of the machine meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if repeat > 0:  # the first is a warm-up
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _against_reference(times: dict[str, float], unit: str) -> pd.DataFrame:

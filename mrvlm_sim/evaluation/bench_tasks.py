@@ -1,5 +1,6 @@
 """How fast the suite's environments run behind the wrapper, and where the time goes."""
 
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -90,3 +91,15 @@ def timed(call: Callable, spent: dict[str, float], part: str) -> Callable:
             spent[part] += time.perf_counter() - started
 
     return measured
+
+
+def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each way; the ways take turns, so that a drift of the machine meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if repeat > 0:  # the first is a warm-up
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}

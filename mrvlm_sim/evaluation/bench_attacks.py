@@ -1,0 +1,85 @@
+"""How fast attacks are: steps per second, against a clean decision, and what batching the draws of the jitter saves."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mrvlm_sim.agents.registry import arm_card
+from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.evaluation.bench_tasks import interleaved
+from mrvlm_sim.evaluation.episode import victim_of
+from mrvlm_sim.metrics.attacks import Threat
+from mrvlm_sim.metrics.attacks.base import Origins
+from mrvlm_sim.metrics.attacks.gradient import PGD
+from mrvlm_sim.models import PolicyNetwork
+from mrvlm_sim.sim.env import PROPRIO_SIZE
+from mrvlm_sim.sim.suite_env import Observation, encode_instruction
+
+ARMS = ("uniform-256", "uniform-49", "pyramid-48-embedded", "pyramid-48-cross")
+DRAWS = 4
+SEEN: Observation = {
+    "proprio": np.zeros(PROPRIO_SIZE, np.float32),
+    "instruction": encode_instruction("put the red cube on the blue pad"),
+}
+
+
+class OneByOne(TrainedPolicy):
+    """Looks at every draw of the jitter by itself, as attacks did before draws were batched."""
+
+    def action_chunks(
+        self, frames: Mapping[str, Tensor], origins: Mapping[str, np.ndarray], observation: Observation
+    ) -> Tensor:
+        count = max(len(places) for places in origins.values())
+        single = super().action_chunks
+        each: list[Origins] = [{c: places[k : k + 1] for c, places in origins.items()} for k in range(count)]
+        return torch.cat([single(frames, places, observation) for places in each])
+
+
+def attacks(repeats: int) -> pd.DataFrame:
+    """A line per arm."""
+    lines = []
+    for arm in ARMS:
+        ways = {name: _step(arm, kind) for name, kind in (("batched", TrainedPolicy), ("one by one", OneByOne))}
+        spent = interleaved({"clean": _look(arm), **ways}, repeats)
+        lines.append(
+            {
+                "arm": arm,
+                "steps/s": f"{1 / spent['batched']:.1f}",
+                "step / clean look": f"{spent['batched'] / spent['clean']:.1f}",
+                "one by one / batched": f"{spent['one by one'] / spent['batched']:.2f}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _policy(arm: str, kind: type[TrainedPolicy]) -> tuple[TrainedPolicy, dict[str, np.ndarray]]:
+    card, _ = arm_card(arm)
+    frames = {
+        c: np.random.default_rng(0).integers(0, 256, (p.frame_size, p.frame_size, 3), dtype=np.uint8)
+        for c, p in card.cameras.items()
+    }
+    return kind(card, PolicyNetwork(card.cameras, card.network), torch.device("cpu")), frames
+
+
+def _step(arm: str, kind: type[TrainedPolicy]) -> Callable[[], object]:
+    """One gradient over all draws; an arm without jitter has one."""
+    policy, frames = _policy(arm, kind)
+    attack = PGD(Threat(4 / 255, draws=DRAWS), victim_of(policy), np.random.default_rng(0))
+    attack.begin(frames, SEEN)
+    change = attack.random_change()
+    return lambda: attack.gradient(change)
+
+
+def _look(arm: str) -> Callable[[], object]:
+    policy, frames = _policy(arm, TrainedPolicy)
+    origins = {c: p.centred()[None] for c, p in policy.card.cameras.items()}
+    seen = {c: torch.from_numpy(frame).float() / 255 for c, frame in frames.items()}
+
+    @torch.no_grad()
+    def look() -> Tensor:
+        return policy.action_chunks(seen, origins, SEEN)
+
+    return look
