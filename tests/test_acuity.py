@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import PYRAMID, tiny_card
+from tiny import PYRAMID, save_tiny, tiny_card
 
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
@@ -283,11 +283,13 @@ def test_what_is_written(tiny: TrainedPolicy, scenes: Scenes, tmp_path: Path) ->
     assert iio.imread(tmp_path / "new" / "acuity.png").shape[1] > 600
 
 
-def test_only_trained_arms_can_be_examined(tiny_folder: Path) -> None:
+def test_only_trained_arms_can_be_examined(tiny_folder: Path, tmp_path: Path) -> None:
     assert list(load_readable([str(tiny_folder)])) == ["tiny"]
     with pytest.raises(UserError, match="takes arms with weights and policy folders, not expert"):
         load_readable(["expert"])
     with pytest.raises(UserError, match="two arms are called tiny"):
         load_readable([str(tiny_folder), str(tiny_folder / ".")])
+    with pytest.raises(UserError, match="has chosen its gaze only after that"):
+        load_readable([str(save_tiny(tmp_path / "looks", eyes="gaze-policy"))])
     with pytest.raises(UserError, match="unknown policy 'uniform-48'"):
         load_readable(["uniform-48"])

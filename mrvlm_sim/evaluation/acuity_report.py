@@ -18,7 +18,7 @@ def load_readable(references: Sequence[str]) -> dict[str, TrainedPolicy]:
     """Trained policies by their names.
 
     Raises:
-        UserError: one is no trained arm, or looks through another camera than the wrist's.
+        UserError: one is no trained arm, looks through another camera than the wrist's, or chooses its gaze.
     """
     policies = {}
     for reference in references:
@@ -28,6 +28,8 @@ def load_readable(references: Sequence[str]) -> dict[str, TrainedPolicy]:
         if list(policy.card.cameras) != ["wrist"]:
             seen = ", ".join(policy.card.cameras)
             raise UserError(f"acuity is that of the wrist camera; {reference} looks through {seen}")
+        if policy.card.cameras["wrist"].gaze == "policy":
+            raise UserError(f"acuity is that of one look, and {reference} has chosen its gaze only after that")
         if (name := policy_name(reference)) in policies:
             raise UserError(f"two arms are called {name}; name every arm once, or copy or rename one")
         policies[name] = policy
