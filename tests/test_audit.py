@@ -17,6 +17,7 @@ from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.audit import Audit, Gate, audit_table, closed_loop_gates, verdict
+from mrvlm_sim.evaluation.ledger import OWED, ledger, pretty_ledger
 from mrvlm_sim.evaluation.moments import sample_moments
 from mrvlm_sim.metrics.attacks import Threat
 from mrvlm_sim.metrics.statistics import mean_interval
@@ -67,6 +68,21 @@ class TestGates:
     def test_no_gradients_no_audit(self) -> None:
         with pytest.raises(UserError, match="attacks with gradients, which RandomPolicy does not give"):
             audited(load_policy("random"))
+
+
+class TestLedger:
+    def test_choosing_the_jitter_is_worth_something_where_there_is_some(self, tiny: TrainedPolicy) -> None:
+        table = ledger(audited(tiny)).set_index("attacker")
+        harms = table["harm"]
+        assert harms["chosen"] > harms["unknown"]
+        assert harms[OWED] == pytest.approx(harms["known"] - harms["unknown"])
+        assert (table["low"] <= harms).all()
+        assert "[" in pretty_ledger(table.reset_index()).iloc[-1, -1]
+
+    def test_without_jitter_nothing_is_owed_to_it(self, tiny: TrainedPolicy) -> None:
+        still = TrainedPolicy(tiny.card.with_eyes("still"), tiny.network, tiny.device)
+        table = ledger(audited(still, 4)).set_index("attacker")
+        assert table.loc[OWED, ["harm", "low", "high"]].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 class TestLooks:

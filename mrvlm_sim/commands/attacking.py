@@ -113,6 +113,7 @@ def audit(
     from mrvlm_sim.agents.registry import load_policy, policy_name
     from mrvlm_sim.evaluation.audit import Audit, audit_table, closed_loop_gates, verdict
     from mrvlm_sim.evaluation.evaluate import Evaluation
+    from mrvlm_sim.evaluation.ledger import ledger, pretty_ledger
     from mrvlm_sim.evaluation.robustness import attack_conditions, write_robustness
     from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.metrics.attacks import Threat
@@ -123,7 +124,7 @@ def audit(
     conditions = attack_conditions(["pgd", "features"], [size, 0.5, 1.0], steps, draws)
     run = Evaluation(Plan(env, (policy, "random"), tuple(conditions), seed, episodes), output, workers)
     console.print(f"comparing attacks on {looks} looks")
-    gates = examined.run(surrogate or [])
+    gates, randomness = examined.run(surrogate or []), ledger(examined)
     interrupted = run_with_progress(run)
     run.finish()
     if interrupted:
@@ -133,7 +134,11 @@ def audit(
     gates += closed_loop_gates(table[table["policy"] == name], chance)
     shown = audit_table(gates)
     write_atomically(run.folder / "audit.csv", shown.to_csv(index=False))
-    write_atomically(run.folder / "audit.md", shown.to_markdown(index=False) + f"\n\n{verdict(gates)}\n")
+    owed = pretty_ledger(randomness)
+    write_atomically(run.folder / "ledger.csv", randomness.to_csv(index=False))
+    parts = [shown.to_markdown(index=False), verdict(gates), owed.to_markdown(index=False)]
+    write_atomically(run.folder / "audit.md", "\n\n".join(parts) + "\n")
+    print_table(owed, f"what PGD does to {name} by what it knows of the jitter")
     print_table(shown, f"audit of attacks on {name} in {env} at {eps}")
     console.print(verdict(gates), markup=False, soft_wrap=True)
     console.print(f"results: {run.folder}")

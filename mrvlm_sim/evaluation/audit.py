@@ -49,6 +49,7 @@ class Setting:
     attack: str
     threat: Threat
     surrogate: str | None = None
+    fresh: bool = True  # harm is measured under fresh jitter, not under that of the look
 
 
 class Audit:
@@ -70,9 +71,9 @@ class Audit:
     def moments(self) -> list[Moment]:
         return sample_moments(self.policy, self.environment, self.count, self.seed)
 
-    def harms(self, attack: str, surrogate: str | None = None, **threat: Any) -> np.ndarray:
+    def harms(self, attack: str, surrogate: str | None = None, fresh: bool = True, **threat: Any) -> np.ndarray:
         """What an attack does in every moment, (moments,); measured once."""
-        setting = Setting(attack, replace(self.threat, **threat), surrogate)
+        setting = Setting(attack, replace(self.threat, **threat), surrogate, fresh)
         if setting not in self._harms:
             self._harms[setting] = np.array([self._harm(setting, i) for i in range(len(self.moments))])
         return self._harms[setting]
@@ -83,7 +84,8 @@ class Audit:
         attacked = attack(moment.frames, moment.observation)
         changes = [np.abs(attacked[c].astype(int) - frame).max() for c, frame in moment.frames.items()]
         self.excess = max(self.excess, *(int(change) - setting.threat.bound for change in changes))
-        return harm(self.victim, moment, attacked, redraws(self.victim, moment, REDRAWS, index))
+        fresh = redraws(self.victim, moment, REDRAWS, index)
+        return harm(self.victim, moment, attacked, fresh if setting.fresh else attack.placed(moment.observation))
 
     def _attack(self, setting: Setting, rng: np.random.Generator) -> Any:
         kind, victim = ATTACKS[setting.attack], self.victim

@@ -96,7 +96,7 @@ class Attack(ABC):
     @torch.no_grad()
     def _note_deviation(self, clean: Frames, attacked: Frames, observation: Observation) -> None:
         """As a part of the actions' range, under the jitter that there is; of policies that can be asked."""
-        policy, origins = self.victim.policy, self._placed(observation)
+        policy, origins = self.victim.policy, self.placed(observation)
         if not isinstance(policy, DifferentiablePolicy) or origins.keys() != clean.keys():
             return
         chunks = [policy.action_chunks(self.tensors(frames), origins, observation) for frames in (clean, attacked)]
@@ -122,7 +122,7 @@ class Attack(ABC):
         self.largest = max(self.largest, largest)
         return attacked
 
-    def _placed(self, observation: Observation) -> Origins:
+    def placed(self, observation: Observation) -> Origins:
         """Where the levels lie in this look, as far as the wrapper says."""
         known = {camera: observation.get(f"{camera}/origins") for camera in self.victim.pyramids}
         placed = self.chosen or {camera: places for camera, places in known.items() if places is not None}
