@@ -51,6 +51,8 @@ class Condition:
                 raise UserError(
                     f"attack {self.attack} asks the policy itself; only attacks with gradients are transferred"
                 )
+            if self.knowledge == "chosen" and not ATTACKS[self.attack].white_box:
+                raise UserError(f"attack {self.attack} does not choose the jitter; only attacks with gradients do")
             if self.source != "sensor":
                 raise UserError(f"an attack changes sensor frames, so its source must be 'sensor', not {self.source!r}")
 

@@ -57,9 +57,8 @@ def attack_conditions(
     """
     found = [CLEAN]
     for size, name, known, region in product(sizes, attacks, knowledge, regions):
-        random = name == "noise"  # asks nothing, so that there is nothing to know
-        if random and known != knowledge[0]:
-            continue
+        if (name == "noise" and known != knowledge[0]) or (known == "chosen" and not ATTACKS[name].white_box):
+            continue  # noise asks nothing, so that there is nothing to know; and only gradients choose
         given: dict[str, Any] = {"eps": size, "steps": steps, "knowledge": known, "draws": draws, "region": region}
         found.append(Condition(_title(name, size, known, region), "sensor", name, **given))
         if known in ("off", "unknown") and ATTACKS[name].white_box:

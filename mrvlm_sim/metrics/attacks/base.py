@@ -71,6 +71,7 @@ class Attack(ABC):
         self.threat, self.victim, self.rng, self.mask = threat, victim, rng, mask
         self.policy, self.pyramids = victim.policy, victim.pyramids
         self.chosen: dict[str, np.ndarray] | None = None
+        self._assumed: Origins | None = None  # what `draw` gives, if that is settled
         self.largest = self.forwards = self.backwards = 0
         self.deviations: list[float] = []  # of the actions, in every look
 
@@ -130,6 +131,8 @@ class Attack(ABC):
 
     def draw(self, observation: Observation, draws: int | None = None) -> Origins:
         """Where the levels lie as far as the attacker knows, in one draw or several."""
+        if self._assumed is not None:
+            return self._assumed
         count = draws or self.threat.draws
         return {
             camera: self._draw(camera, pyramid, observation, count if self._random else 1)

@@ -1,6 +1,6 @@
 """White-box attacks: up the gradient of an objective, in expectation over the jitter (Athalye et al., 2018)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -63,10 +63,26 @@ class GradientAttack(Attack):
         self.forwards += _count(origins)
 
     def propose(self, frames: Frames, observation: Observation) -> Frames:
-        self.begin(frames, observation)
-        change = self.climb()
         if self.threat.knowledge == "chosen":
-            self._choose(change)
+            return self._worst_placed(frames, observation)
+        self.begin(frames, observation)
+        return self._moved(self.climb())
+
+    def _worst_placed(self, frames: Frames, observation: Observation) -> Frames:
+        """The attack on each of so many draws of the jitter, and the draw where it does most."""
+        self._assumed = None
+        worst, found = -np.inf, frames
+        for place in _singly(self.draw(observation)):
+            self._assumed = place
+            self.begin(frames, observation)
+            change = self.climb()
+            loss, _ = self.gradient(change)
+            if loss > worst:
+                worst, found = loss, self._moved(change)
+                self.chosen = {camera: places[0] for camera, places in place.items()}
+        return found
+
+    def _moved(self, change: Mapping[str, Tensor]) -> Frames:
         return {camera: (frame + change[camera]).numpy() for camera, frame in self.clean.items()}
 
     def climb(self) -> TensorFrames:
@@ -89,21 +105,11 @@ class GradientAttack(Attack):
         origins = self.draw(self.observation)
         moved = {camera: (frame + change[camera]).requires_grad_() for camera, frame in self.clean.items()}
         losses = self.objective.losses(moved, origins, self.observation)
-        loss = losses.max() if self.threat.knowledge == "chosen" else losses.mean()
+        loss = losses.mean()
         gradients = torch.autograd.grad(loss, list(moved.values()))
         self.forwards += len(losses)
         self.backwards += len(losses)
         return loss.item(), dict(zip(moved, gradients, strict=True))
-
-    @torch.no_grad()
-    def _choose(self, change: Mapping[str, Tensor]) -> None:
-        """The worst of so many draws."""
-        origins = self.draw(self.observation)
-        moved = {camera: frame + change[camera] for camera, frame in self.clean.items()}
-        losses = self.objective.losses(moved, origins, self.observation)
-        self.forwards += len(losses)
-        worst = int(losses.argmax())
-        self.chosen = {camera: places[worst] for camera, places in origins.items()}
 
 
 class FGSM(GradientAttack):
@@ -201,3 +207,9 @@ def _checks(steps: int) -> list[int]:
 
 def _count(origins: Origins) -> int:
     return max(len(places) for places in origins.values())
+
+
+def _singly(origins: Origins) -> Iterator[Origins]:
+    """Every draw by itself."""
+    for draw in range(_count(origins)):
+        yield {camera: places[min(draw, len(places) - 1)][None] for camera, places in origins.items()}

@@ -27,10 +27,16 @@ class Noise(Attack):
 
 
 class Search(Attack):
-    """Asks the policy about frames, and keeps the one that moves its actions farthest; a new attack fills `change`."""
+    """Asks the policy about frames, and keeps the one that moves its actions farthest; a new attack fills `change`.
+
+    Raises:
+        UserError: it is to choose the jitter, which only attacks with gradients do.
+    """
 
     def __init__(self, threat: Threat, victim: Victim, rng: np.random.Generator, mask: Mask | None = None) -> None:
         super().__init__(threat, victim, rng, mask)
+        if threat.knowledge == "chosen":
+            raise UserError(f"{type(self).__name__} does not choose the jitter; take an attack with gradients")
         self.queries = QUERIES * threat.steps
 
     def propose(self, frames: Frames, observation: Observation) -> Frames:
