@@ -142,3 +142,40 @@ def audit(
     print_table(shown, f"audit of attacks on {name} in {env} at {eps}")
     console.print(verdict(gates), markup=False, soft_wrap=True)
     console.print(f"results: {run.folder}")
+
+
+def rings(
+    env: Env,
+    policy: Annotated[list[str], typer.Option(help="An arm with weights, or a policy folder; repeatable.")],
+    eps: Annotated[str, typer.Option(help="Size of the attack.")] = "8/255",
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 10,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the jitter in every step.")] = 4,
+    looks: Annotated[int, typer.Option(min=2, help="Single looks of clean episodes, of every policy's own.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Names the looks.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/rings-<env>.")] = None,
+) -> None:
+    """Where in the image attacks bite: PGD in rings around the middle, made comparable in three ways, for every arm."""
+    from contextlib import closing
+
+    from mrvlm_sim.agents.registry import load_policy, policy_name
+    from mrvlm_sim.evaluation.episode import victim_of
+    from mrvlm_sim.evaluation.moments import sample_moments
+    from mrvlm_sim.evaluation.rings import only_camera, pretty_rings, ring_table, write_rings
+    from mrvlm_sim.metrics.attacks import DifferentiablePolicy, Threat
+    from mrvlm_sim.paths import runs_folder
+    from mrvlm_sim.tasks import make_env, split_settings
+
+    threat, policies = Threat(parse_fraction(eps), steps, draws=draws), {policy_name(p): load_policy(p) for p in policy}
+    for name, each in policies.items():
+        if not isinstance(each, DifferentiablePolicy):
+            raise UserError(f"rings are attacked with gradients, which {name} does not give; take an arm with weights")
+        only_camera(name, victim_of(each))
+    camera = next(iter(victim_of(next(iter(policies.values()))).pyramids))
+    with closing(make_env(env)) as made:
+        fovy = float(made.model.camera(made.renderer.cameras[camera]).fovy[0])
+    moments = {name: sample_moments(each, env, looks, seed) for name, each in policies.items()}
+    table = ring_table(policies, moments, threat, fovy, seed)
+    folder = output or runs_folder() / f"rings-{split_settings(env)[0].replace('/', '-')}"
+    write_rings(folder, table)
+    print_table(pretty_rings(table), f"PGD at {eps} in rings of {env}: actions moved, % of their range [95 % CI]")
+    console.print(f"results: {folder}")

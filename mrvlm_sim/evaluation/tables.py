@@ -76,7 +76,7 @@ def by_condition(table: pd.DataFrame) -> pd.DataFrame:
         has_drop = f"{condition}/drop" in table
         drops = _columns(table, condition, DROP) if has_drop else np.full((len(table), 3), np.nan)
         for policy, rate, drop in zip(table["policy"], rates, drops, strict=True):
-            shown = {"success % [95 % CI]": _rate(*rate), "drop": _signed(*drop)}
+            shown = {"success % [95 % CI]": _rate(*rate), "drop": signed(*drop)}
             lines.append({"condition": condition, "policy": str(policy), **shown})
     return pd.DataFrame(lines)
 
@@ -89,10 +89,10 @@ def pretty(table: pd.DataFrame, reference: str = REFERENCE, conditions: Sequence
             _rate(*values) for values in _columns(table, condition, ("rate", "low", "high", "k", "n"))
         ]
         if f"{condition}/drop" in table:
-            shown[f"{condition} drop"] = [_signed(*values) for values in _columns(table, condition, DROP)]
+            shown[f"{condition} drop"] = [signed(*values) for values in _columns(table, condition, DROP)]
     if table["difference"].notna().any():
         differences = table[["difference", "difference_low", "difference_high"]].to_numpy()
-        shown[f"difference to {reference}"] = [_signed(*values) for values in differences]
+        shown[f"difference to {reference}"] = [signed(*values) for values in differences]
         shown["McNemar p (Holm)"] = [_p(*values) for values in table[["p", "p_holm"]].to_numpy()]
     formats = {"tokens": "{:.0f}", "params_M": "{:.2f}", "gflops_forward": "{:.3f}", "gflops_step": "{:.3f}"}
     titles = {"params_M": "params M", "gflops_forward": "GFLOPs/forward", "gflops_step": "GFLOPs/step"}
@@ -162,13 +162,19 @@ def _columns(table: pd.DataFrame, condition: str, names: Sequence[str]) -> np.nd
     return table[[f"{condition}/{name}" for name in names]].to_numpy(float)
 
 
+def in_percent(value: float, low: float, high: float, digits: int = 1) -> str:
+    """A part and its interval as people read them."""
+    return f"{100 * value:.{digits}f} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
 def _rate(rate: float, low: float, high: float, successes: float, attempts: float) -> str:
     if rate != rate:
         return "-"
-    return f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({successes:.0f}/{attempts:.0f})"
+    return f"{in_percent(rate, low, high)} ({successes:.0f}/{attempts:.0f})"
 
 
-def _signed(value: float, low: float, high: float) -> str:
+def signed(value: float, low: float, high: float) -> str:
+    """A difference in percent with its interval; - if there is none."""
     return "-" if value != value else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 

@@ -182,9 +182,12 @@ def _blank_observation(
 
 
 def _pixels_per_degree(pyramid: Pyramid, fov_degrees: float, u: float) -> float:
-    """View pixels per degree at `u` frame half-widths to the right of the centre."""
+    """View pixels per degree at `u` frame half-widths to the right of the centre; 0 where no level shows anything."""
     slope = tan(radians(fov_degrees) / 2)
     focal_length = pyramid.frame_size / 2 / slope
     sensor_pixels = focal_length * (1 + (u * slope) ** 2) * pi / 180
     covering = np.float64(pyramid.zoom) ** -np.arange(pyramid.levels) >= u
-    return sensor_pixels / min(factor for factor, covers in zip(pyramid.factors, covering, strict=True) if covers)
+    shown = [
+        factor for factor, covers, grid in zip(pyramid.factors, covering, pyramid.grids, strict=True) if covers and grid
+    ]
+    return sensor_pixels / min(shown) if shown else 0.0
