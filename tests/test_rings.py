@@ -1,5 +1,6 @@
 """Where in the image attacks bite."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ FOVY = 104.0
 def test_rings_lie_in_each_other_without_gaps(normalisation: str) -> None:
     found = rings(normalisation, FOVY)
     assert (found[0][0], found[-1][1]) == (0, pytest.approx(1))
-    assert all(outer == inner for (_, outer), (inner, _) in zip(found[:-1], found[1:], strict=True))
+    assert all(outer == inner for (_, outer), (inner, _) in pairwise(found))
 
 
 def test_equal_areas() -> None:

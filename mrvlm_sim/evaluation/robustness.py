@@ -14,7 +14,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.store import read_episodes, read_parts
-from mrvlm_sim.evaluation.tables import paired
+from mrvlm_sim.evaluation.tables import in_percent, paired, signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge
 from mrvlm_sim.metrics.statistics import compare_paired, wilson
 from mrvlm_sim.paths import write_atomically
@@ -144,10 +144,8 @@ def pretty_robustness(table: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it."""
     shown = []
     for line in table.to_dict("records"):
-        drop = "-" if np.isnan(line["drop"]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(
-            *(100 * line[name] for name in ("drop", "drop_low", "drop_high"))
-        )  # fmt: skip
-        rate = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * line[name] for name in ("rate", "low", "high")))
+        drop = signed(line["drop"], line["drop_low"], line["drop_high"])
+        rate = in_percent(line["rate"], line["low"], line["high"])
         attacked = line["eps"] > 0
         shown.append(
             {
