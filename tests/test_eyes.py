@@ -33,7 +33,7 @@ from mrvlm_sim.training.rl.session import Reinforcement
 from mrvlm_sim.training.session import Folders, make_trainer
 from mrvlm_sim.training.views import margins, render_views
 from mrvlm_sim.vision import Jitter, Pyramid, cut, shown_in, tokenise, unpatchify
-from mrvlm_sim.vision.eyes import EYES, changed_eyes
+from mrvlm_sim.vision.eyes import EYES, changed_eyes, gaze_size
 from mrvlm_sim.wrappers import MultiResolutionTokens
 
 STILL = PYRAMID.model_copy(update={"jitter": Jitter()})
@@ -218,6 +218,26 @@ class TestConditions:
     def test_a_wrong_name_is_met_with_the_nearest(self) -> None:
         with pytest.raises(UserError, match="Did you mean 'drift'"):
             Condition(eyes="drifd")
+
+    def test_a_single_level_beside_others_stays_as_it_is(self) -> None:
+        flat = Pyramid(frame_size=64, patch=16, grids=(4,))
+        cameras = {
+            "wrist": PYRAMID.model_copy(update={"jitter": Jitter(tremor=0.6, drift=0.6, drift_step=0.1)}),
+            "scene": flat,
+        }
+        drifting, looking = (changed_eyes(cameras, name) for name in ("drift", "gaze-policy"))
+        assert drifting["scene"] == looking["scene"] == flat
+        assert drifting["wrist"].jitter == Jitter(drift=1.0, drift_step=0.1)
+        assert gaze_size(looking) == 2
+
+    def test_an_attack_goes_with_no_other_eyes(self) -> None:
+        for more in ({"eyes": "still"}, {"shift": "lighting", "severity": 0.5}):
+            with pytest.raises(UserError, match="make each a condition of its own"):
+                Condition("x", "sensor", "pgd", 4 / 255, **more)  # type: ignore[arg-type]
+
+    def test_two_conditions_of_one_name_are_refused(self) -> None:
+        with pytest.raises(UserError, match="two conditions are called clean"):
+            Plan(BRIEF, ("random",), (Condition(), Condition()), 0, 1)
 
     def test_a_single_level_has_no_other_eyes(self) -> None:
         with pytest.raises(UserError, match="single level"):

@@ -243,7 +243,7 @@ class TestTheEnvironments:
             broken.setattr(Scene, "state_is_finite", lambda _: False)
             observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         assert same_frames(observation, first)
-        assert (reward, terminated, truncated, info["diverged"]) == (0.0, False, True, True)
+        assert (reward, terminated, truncated, info["diverged"]) == (-1.0, False, True, True)
         env.reset(seed=1)
         assert not any(env.step(env.action_space.sample())[2:4])
         env.close()

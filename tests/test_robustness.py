@@ -41,6 +41,7 @@ def rows(**success: Sequence[int]) -> pd.DataFrame:
             {
                 "policy": "mine", "condition": names[name], "suite_seed": 0, "episode": episode, "success": bool(won),
                 "steps": 10 * (episode + 1), "action_deviation": 0.1 * episode, "forwards": 3, "backwards": 2,
+                "error": "",
             }
             for name, wins in success.items()
             for episode, won in enumerate(wins)
@@ -66,6 +67,9 @@ class TestConditions:
     def test_budgets_are_of_attacks_that_there_are(self, budget: str) -> None:
         assert set(BUDGETS[budget].attacks) <= ATTACKS.keys()
 
+    def test_a_size_that_is_given_twice_is_one(self) -> None:
+        assert len(attack_conditions(["pgd"], [4 / 255, 8 / 510], 1, 1)) == 2
+
     def test_budgets_grow(self) -> None:
         quick, standard, thorough = BUDGETS.values()
         assert set(quick.attacks) < set(standard.attacks) < set(thorough.attacks)
@@ -90,6 +94,24 @@ class TestTable:
     def test_episodes_that_one_attack_has_not_met_yet_count_by_the_others(self) -> None:
         worst = worst_of(rows(pgd4=[1, 1], noise4=[0]))
         assert worst["success"].tolist() == [False, True]
+
+    def test_errors_are_no_strength_of_an_attack_unseen(self) -> None:
+        found = rows(clean=[1, 1], pgd4=[0, 0], noise4=[1, 1])
+        found.loc[found["condition"] == "pgd 4/255", "error"] = "boom"
+        errors = robustness_table(found, CONDITIONS).set_index("attack")["errors"]
+        assert errors.to_dict() == {"clean": 0, "pgd 4/255": 2, "noise 4/255": 0, WORST: 2}
+
+    def test_what_was_changed_otherwise_is_not_clean(self) -> None:
+        conditions = {**CONDITIONS, "noise 4/255": {"attack": None, "shift": "noise", "eps": 0.0}}
+        table = robustness_table(rows(clean=[1, 1], noise4=[0, 0], pgd4=[1, 1]), conditions).set_index("attack")
+        assert table.loc["clean", "k"] == 2
+        assert table.loc["pgd 4/255", "drop"] == 0
+        assert "noise 4/255" not in table.index
+
+    def test_without_clean_episodes_yet(self) -> None:
+        table = robustness_table(rows(pgd4=[1, 0]), CONDITIONS)
+        assert table["attack"].tolist() == ["pgd 4/255"]
+        assert table["drop"].isna().all()
 
     def test_it_is_readable(self) -> None:
         shown = pretty_robustness(robustness_table(rows(clean=[1, 1], pgd4=[0, 1], noise4=[1, 1]), CONDITIONS))
@@ -158,6 +180,9 @@ class TestTheCommand:
             (["--knowledge", "chose"], "Did you mean 'chosen'"),
             (["--region", "circle"], "a region is frame"),
             (["--surrogate", "uniform-50"], "uniform-49"),
+            (["--attack", "square", "--surrogate", "uniform-49"], "only attacks with gradients"),
+            (["--attack", "square", "--knowledge", "chosen"], "cannot have chosen jitter"),
+            (["--region", "ring@1.5-2"], "a region is frame"),
         ],
     )
     def test_what_is_wrong_is_said_before_anything_runs(

@@ -58,20 +58,22 @@ class TrainedPolicy:
         self, frames: Mapping[str, torch.Tensor], origins: Mapping[str, np.ndarray], observation: Observation
     ) -> torch.Tensor:
         """See `DifferentiablePolicy`: the same way from frame to action, without rounding."""
-        return self.network(*self._inputs(frames, origins, observation))[0]
+        return self.network(*self.inputs(frames, origins, observation))[0]
 
     def encodings(
         self, frames: Mapping[str, torch.Tensor], origins: Mapping[str, np.ndarray], observation: Observation
     ) -> torch.Tensor:
         """See `EncodingPolicy`."""
-        return self.network.perceive(*self._inputs(frames, origins, observation)).features
+        return self.network.perceive(*self.inputs(frames, origins, observation)).features
 
-    def _inputs(
+    def inputs(
         self, frames: Mapping[str, torch.Tensor], origins: Mapping[str, np.ndarray], observation: Observation
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """What the network takes, differentiable from the frames to the tokens."""
         tokens, boxes = {}, {}
         for camera, pyramid in self.card.cameras.items():
-            tokens[camera] = torch.cat(patchify(cut_batch(frames[camera], origins[camera], pyramid), pyramid.patch), 1)
+            views = cut_batch(frames[camera].to(self.device), origins[camera], pyramid)
+            tokens[camera] = torch.cat(patchify(views, pyramid.patch), 1)
             boxes[camera] = torch.from_numpy(pyramid.told_boxes(origins[camera])).to(self.device)
         count = max(len(each) for each in boxes.values())
         proprio = torch.from_numpy(observation["proprio"]).to(self.device).expand(count, -1)

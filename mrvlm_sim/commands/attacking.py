@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from mrvlm_sim.commands.evaluating import parse_fraction
-from mrvlm_sim.commands.options import Env
+from mrvlm_sim.commands.options import Env, Settings, TrustPickle
 from mrvlm_sim.console import console, print_table, run_with_progress
 from mrvlm_sim.errors import UserError, unknown_name
 
@@ -42,14 +42,19 @@ def attack(
     draws: Annotated[int | None, typer.Option(min=1, help="Draws of the jitter in every step.")] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="Per policy and attack.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Suite seed: names the episodes.")] = 0,
+    settings: Settings = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which an episode ends as an error.")] = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Run episodes with errors again.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default: one in results/runs.")] = None,
+    trust_pickle: TrustPickle = False,
 ) -> None:
     """Attack policies in closed loop, beside clean twins of the same episodes, and say what the worst attack leaves.
 
     The same command again goes on where it stopped.
     """
     from mrvlm_sim.evaluation.evaluate import Evaluation
+    from mrvlm_sim.evaluation.report import run_notes
     from mrvlm_sim.evaluation.robustness import (
         BUDGETS,
         attack_conditions,
@@ -59,6 +64,7 @@ def attack(
     )
     from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.metrics.attacks import KNOWLEDGE
+    from mrvlm_sim.tasks import with_settings
 
     preset = BUDGETS[budget]
     for name in knowledge or []:
@@ -73,12 +79,14 @@ def attack(
         list(dict.fromkeys(region or ["frame"])),
         list(dict.fromkeys(surrogate or [])),
     )
-    plan = Plan(env, tuple(dict.fromkeys(policy)), tuple(conditions), seed, episodes or preset.episodes)
+    env = with_settings(env, settings or [])
+    chosen = tuple(dict.fromkeys(policy))
+    plan = Plan(env, chosen, tuple(conditions), seed, episodes or preset.episodes, trust_pickle=trust_pickle)
     policies, problems = plan.load()
     if problems:
         raise UserError("\n".join(problems.values()))
     notes = check_attackable(policies, conditions)
-    run = Evaluation(plan, output, workers)
+    run = Evaluation(plan, output, workers, timeout=timeout, retry_errors=retry_errors)
     if run.resumed:
         console.print(f"{run.resumed} episodes are there already", style="yellow")
     try:
@@ -86,7 +94,7 @@ def attack(
     finally:
         if not run.finish().empty:
             print_table(pretty_robustness(write_robustness(run.folder)), f"{env}, suite seed {seed}")
-        for note in notes:
+        for note in [*notes, *run_notes(run.folder)]:
             console.print(note, style="yellow", markup=False, soft_wrap=True)
         console.print(f"results: {run.folder}")
     if interrupted:
@@ -110,7 +118,7 @@ def audit(
 
     A claim of robustness whose gates do not all pass is inconclusive.
     """
-    from mrvlm_sim.agents.registry import load_policy, policy_name
+    from mrvlm_sim.agents.registry import policy_name
     from mrvlm_sim.evaluation.audit import Audit, audit_table, closed_loop_gates, verdict
     from mrvlm_sim.evaluation.evaluate import Evaluation
     from mrvlm_sim.evaluation.ledger import ledger, pretty_ledger
@@ -120,9 +128,11 @@ def audit(
     from mrvlm_sim.paths import write_atomically
 
     size = parse_fraction(eps)
-    examined = Audit(load_policy(policy), env, Threat(size, steps, draws=draws), looks, seed)
     conditions = attack_conditions(["pgd", "features"], [size, 0.5, 1.0], steps, draws)
     run = Evaluation(Plan(env, (policy, "random"), tuple(conditions), seed, episodes), output, workers)
+    if run.problems:
+        raise UserError("\n".join(run.problems.values()))
+    examined = Audit(run.policies[policy_name(policy)], env, Threat(size, steps, draws=draws), looks, seed)
     console.print(f"comparing attacks on {looks} looks")
     gates, randomness = examined.run(surrogate or []), ledger(examined)
     interrupted = run_with_progress(run)

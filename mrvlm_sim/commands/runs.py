@@ -91,7 +91,7 @@ def curves(
     trainings: Annotated[list[Path], typer.Argument(help="Folders of trainings by reinforcement, as <run>-<seed>.")],
     output: Annotated[Path | None, typer.Option(help="Folder for curves.csv, .md and .png; default: none.")] = None,
 ) -> None:
-    """Learning curves of trainings side by side; folders that differ in a last number are seeds of one run."""
+    """Learning curves of trainings side by side; folders that differ in the seed they end in are one run."""
     from mrvlm_sim.evaluation.curves import curve_table, read_curves, write_curves
 
     found = read_curves(trainings)

@@ -12,7 +12,7 @@ from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.evaluation.bench_tasks import interleaved
 from mrvlm_sim.evaluation.episode import victim_of
 from mrvlm_sim.metrics.attacks import Threat
-from mrvlm_sim.metrics.attacks.base import Origins
+from mrvlm_sim.metrics.attacks.base import Origins, tensors
 from mrvlm_sim.metrics.attacks.gradient import PGD
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.sim.env import PROPRIO_SIZE
@@ -76,7 +76,7 @@ def _step(arm: str, kind: type[TrainedPolicy]) -> Callable[[], object]:
 def _look(arm: str) -> Callable[[], object]:
     policy, frames = _policy(arm, TrainedPolicy)
     origins = {c: p.centred()[None] for c, p in policy.card.cameras.items()}
-    seen = {c: torch.from_numpy(frame).float() / 255 for c, frame in frames.items()}
+    seen = tensors(frames)
 
     @torch.no_grad()
     def look() -> Tensor:

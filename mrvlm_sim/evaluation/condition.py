@@ -51,6 +51,10 @@ class Condition:
                 raise UserError(
                     f"attack {self.attack} asks the policy itself; only attacks with gradients are transferred"
                 )
+            if self.shift is not None or self.eyes is not None:
+                raise UserError("an attack goes with no shift and no other eyes; make each a condition of its own")
+            if self.surrogate is not None and self.knowledge not in ("off", "unknown"):
+                raise UserError(f"transfer cannot have {self.knowledge} jitter, which is the victim's: off or unknown")
             if self.knowledge == "chosen" and not ATTACKS[self.attack].white_box:
                 raise UserError(f"attack {self.attack} does not choose the jitter; only attacks with gradients do")
             if self.source != "sensor":

@@ -1,6 +1,5 @@
 """Learning curves of trainings by reinforcement: success against steps and against time, seeds of one arm together."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,13 +9,12 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.paths import make_parent, write_atomically
 
 CURVE = "curve.csv"
-SEEDED = re.compile(r"(?:(?:ppo|sac)-)?(?P<run>.+)-(?P<seed>\d+)")  # <algorithm>-<environment>-<arm>-<seed>
 
 
 def read_curves(folders: Iterable[Path]) -> pd.DataFrame:
     """One line for every evaluation of every training: run, seed, steps, seconds, success and what else was kept.
 
-    Folders whose names differ in a last number alone are seeds of one run.
+    Folders whose names differ only in the seed that they end in are one run: `ppo-reach-mine-0` and `ppo-reach-mine-1`.
 
     Raises:
         UserError: a folder has no curve yet, its curve has no success in it, or two folders are called alike.
@@ -29,12 +27,11 @@ def read_curves(folders: Iterable[Path]) -> pd.DataFrame:
         curve = pd.read_csv(path)
         if "success" not in curve:
             raise UserError(f"{path} has no column success: that training was not evaluated (--eval-episodes 0)")
-        found = SEEDED.fullmatch(folder.resolve().name)
-        run, seed = (found["run"], int(found["seed"])) if found else (folder.resolve().name, 0)
+        seed = int(curve["seed"].iloc[0])
+        run = folder.resolve().name.removesuffix(f"-{seed}")
         if (run, seed) in curves:
             raise UserError(f"two trainings are called {run} and have seed {seed}; name every folder once")
         curve.insert(0, "run", run)
-        curve.insert(1, "seed", seed)
         curves[run, seed] = curve
     return pd.concat(curves.values(), ignore_index=True)
 

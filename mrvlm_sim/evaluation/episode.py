@@ -14,6 +14,7 @@ from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Victim, make_mask
 from mrvlm_sim.metrics.attacks.gradient import GradientAttack
 from mrvlm_sim.seeding import generator, integer_seed
+from mrvlm_sim.sim.external import as_dict
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, simulator_state
 from mrvlm_sim.wrappers import MultiResolutionTokens
 from mrvlm_sim.wrappers.shifts import under
@@ -95,12 +96,13 @@ def _run(
     cameras = condition.look_through(needs.cameras)
     hook = shift.frames if shift is not None and shift.of_frames else attack
     with under(env, shift) as begun:
-        wrapped = MultiResolutionTokens(
-            begun, cameras, condition.source, hook, needs.frame_interval, jitter_rng=stream("jitter")
-        )
-        observation, info = wrapped.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
-        _note_start(env, observation, info, outcome)
+        jitter = stream("jitter")
+        wrapped = MultiResolutionTokens(begun, cameras, condition.source, hook, needs.frame_interval, jitter)
+        seen, info = begun.reset(seed=integer_seed(suite_seed, environment, episode, "initial state"))
+        # Before the first look, as an attack on that may ask the policy.
         policy.reset([EpisodeStart(info["instruction"], stream("policy"), wrapped.action_size, env)])
+        observation = wrapped.look_afresh(as_dict(seen), jitter)
+        _note_start(env, observation, info, outcome)
         _play(env, wrapped, policy, observation, watch, outcome)
     outcome |= {"end_hash": digest(simulator_state(env))}
 

@@ -13,7 +13,7 @@ from mrvlm_sim.evaluation.race import ROUND, Race
 from mrvlm_sim.evaluation.replay import eyes_of
 from mrvlm_sim.evaluation.report import write_report
 from mrvlm_sim.evaluation.runner import Job, Workers, default_workers
-from mrvlm_sim.evaluation.runs import Plan, environment_identity, provenance, run_path
+from mrvlm_sim.evaluation.runs import Plan, condition_identity, environment_identity, provenance, run_path
 from mrvlm_sim.evaluation.store import Key, RunStore
 from mrvlm_sim.evaluation.tables import policy_cost
 from mrvlm_sim.paths import runs_folder
@@ -59,7 +59,7 @@ class Evaluation:
                 described = {"identity": identities[name], "cost": policy_cost(policy), **eyes_of(policy)}
                 self.store.agree("policy", name, described)
             for condition in plan.conditions:
-                self.store.agree("condition", condition.name, condition.described())
+                self.store.agree("condition", condition.name, condition_identity(condition))
             session = provenance(plan.environment, self.workers)
             self.store.note_session(session | {"cluster": cluster, "until_decided": until_decided})
             self.store.plan(job_key(job) for job in planned if not until_decided)

@@ -1,6 +1,5 @@
 """Single looks of clean episodes, on which attacks can be compared without running episodes."""
 
-import itertools
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -9,14 +8,12 @@ import torch
 
 from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, requirements_of
 from mrvlm_sim.metrics.attacks import DifferentiablePolicy, Victim
-from mrvlm_sim.metrics.attacks.base import Origins
+from mrvlm_sim.metrics.attacks.base import Origins, tensors
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.tasks import make_env
 from mrvlm_sim.wrappers import MultiResolutionTokens
 from mrvlm_sim.wrappers.tokens import Frames
-
-PER_EPISODE = 4  # looks that are kept
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,10 @@ class _Watching:
 
 
 def sample_moments(policy: Policy, environment: str, count: int, seed: int) -> list[Moment]:
-    """Looks from clean episodes of a policy, a few of each, spread over its length."""
+    """Looks from as many clean episodes of a policy, so that they are independent, each at a random step."""
     needs, found = requirements_of(policy), list[Moment]()
     with closing(make_env(environment)) as env:
-        for episode in itertools.count():
-            if len(found) >= count:
-                break
+        for episode in range(count):
             hook = _Watching()
             jitter = generator(seed, environment, episode, "jitter")
             eyes = MultiResolutionTokens(env, needs.cameras, "sensor", hook, needs.frame_interval, jitter)
@@ -56,9 +51,8 @@ def sample_moments(policy: Policy, environment: str, count: int, seed: int) -> l
                 action = policy.act(batch_of_one(observation))[0].astype(np.float32)
                 observation, _, terminated, truncated, _ = eyes.step(action)
                 over = terminated or truncated
-            chosen = np.unique(np.linspace(0, len(hook.moments) - 1, PER_EPISODE + 1)[:-1].astype(int))
-            found += [hook.moments[index] for index in chosen]
-    return found[:count]
+            found.append(hook.moments[generator(seed, environment, episode, "look").integers(len(hook.moments))])
+    return found
 
 
 def redraws(victim: Victim, moment: Moment, draws: int, seed: int) -> Origins:
@@ -76,12 +70,8 @@ def redraws(victim: Victim, moment: Moment, draws: int, seed: int) -> Origins:
 def harm(victim: Victim, moment: Moment, attacked: Frames, origins: Origins) -> float:
     """How far the actions until the next look are from the clean ones under the same jitter: 0 to 1, mean over it."""
     assert isinstance(victim.policy, DifferentiablePolicy)
-    seen = [
-        {camera: torch.from_numpy(frame.astype(np.float32) / 255) for camera, frame in frames.items()}
-        for frames in (moment.frames, attacked)
-    ]
     clean, now = (
-        victim.policy.action_chunks(frames, origins, moment.observation)[:, : victim.executed].clamp(-1, 1)
-        for frames in seen
+        victim.policy.action_chunks(tensors(frames), origins, moment.observation)[:, : victim.executed].clamp(-1, 1)
+        for frames in (moment.frames, attacked)
     )
     return float((now - clean).abs().mean()) / 2

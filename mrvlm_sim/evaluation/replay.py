@@ -1,7 +1,7 @@
 """An episode once more, from its initial state and its actions alone: no policy is needed."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,10 @@ def replay(folder: Path, key: Key, video: Path | None = None, height: int = 360)
     record, (state, log) = rows.loc[key], read_log(folder, key)
     name = str(record["environment"])
     env = make_env(name)
-    condition = Condition(**read_parts(folder, "condition")[key.condition])
+    described = read_parts(folder, "condition")[key.condition]
+    condition = Condition(
+        **{field.name: described[field.name] for field in fields(Condition) if field.name in described}
+    )
     shift = condition.make_shift(generator(key.suite_seed, name, key.episode, "shift"))
     needs = _requirements(folder, key.policy)
     cameras = condition.look_through(needs.cameras)

@@ -53,9 +53,10 @@ def attack_conditions(
     Those with gradients are also found on every surrogate, as far as what they know can be known of it.
 
     Raises:
-        UserError: unknown attack or knowledge, a size out of range, or no region.
+        UserError: unknown attack or knowledge, a size out of range, no region, or nothing that fits together.
     """
     found = [CLEAN]
+    sizes = list(dict.fromkeys(sizes))
     for size, name, known, region in product(sizes, attacks, knowledge, regions):
         if (name == "noise" and known != knowledge[0]) or (known == "chosen" and not ATTACKS[name].white_box):
             continue  # noise asks nothing, so that there is nothing to know; and only gradients choose
@@ -64,6 +65,12 @@ def attack_conditions(
         if known in ("off", "unknown") and ATTACKS[name].white_box:
             titles = ((_title(f"{name} from {policy_name(other)}", size, known, region), other) for other in surrogates)
             found += [Condition(title, "sensor", name, surrogate=other, **given) for title, other in titles]
+    if len(found) == 1:
+        raise UserError(f"{', '.join(attacks)} cannot have {', '.join(knowledge)} jitter; take attacks with gradients")
+    if surrogates and not any(condition.surrogate for condition in found):
+        raise UserError(
+            "only attacks with gradients that do not know the jitter (off, unknown) are found on surrogates"
+        )
     return found
 
 
@@ -81,8 +88,9 @@ def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condit
     attacks = [condition for condition in conditions if condition.attack is not None]
     notes, fitting = [], False
     for name, policy in policies.items():
-        for surrogate in {condition.surrogate for condition in attacks} - {None}:
-            surrogate_of(str(surrogate), victim_of(policy))
+        if requirements_of(policy).cameras:
+            for surrogate in {condition.surrogate for condition in attacks} - {None}:
+                surrogate_of(str(surrogate), victim_of(policy))
         amiss = [condition for condition in attacks if not condition.applies_to(policy)]
         fitting = fitting or len(amiss) < len(attacks)
         if not requirements_of(policy).cameras:
@@ -103,14 +111,16 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
 
     Numbers are raw: rates in [0, 1]; `deviation` of the actions as a part of their range, mean over looks; `drop` is
     clean minus attacked on the same episodes; `steps` until success, or the end; passes of single observations in every
-    episode. An episode counts as a success under the worst of all if it was one under every attack that it met.
+    episode. An episode succeeds under the worst of all if it did under every attack that it met. `errors` counts those
+    that ended in one, which is no success.
     """
     lines = []
     for policy in dict.fromkeys(rows["policy"]):
         own = rows[rows["policy"] == policy]
-        clean = own[own["condition"].map(lambda name: conditions[name]["attack"] is None)]
-        lines.append(_line(policy, "clean", 0.0, clean, None))
-        attacked = own[~own.index.isin(clean.index)]
+        clean = own[own["condition"].map(lambda name: _is_clean(conditions[name]))]
+        if len(clean):
+            lines.append(_line(policy, "clean", 0.0, clean, None))
+        attacked = own[own["condition"].map(lambda name: conditions[name]["attack"] is not None)]
         sizes = attacked["condition"].map(lambda name: conditions[name]["eps"])
         for size in sorted(sizes.unique()):
             of_size = attacked[sizes == size]
@@ -122,9 +132,20 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
     return pd.DataFrame(lines)
 
 
+def _is_clean(condition: Mapping[str, Any]) -> bool:
+    return all(condition.get(name) is None for name in ("attack", "shift", "eyes"))
+
+
 def worst_of(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for every episode: whether it succeeded under all conditions, the largest deviation, all that it cost."""
-    together = {"success": "all", "action_deviation": "max", "steps": "max", "forwards": "sum", "backwards": "sum"}
+    together = {
+        "success": "all",
+        "action_deviation": "max",
+        "steps": "max",
+        "forwards": "sum",
+        "backwards": "sum",
+        "error": "max",
+    }
     return rows.groupby(["suite_seed", "episode"], as_index=False).agg(together)
 
 
@@ -137,6 +158,7 @@ def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: p
         compared = compare_paired(pair, paired(clean, rows)[1])
         line |= {"drop": compared.difference, "drop_low": compared.low, "drop_high": compared.high}
     means = rows[["action_deviation", "steps", "forwards", "backwards"]].mean().to_dict()
+    line["errors"] = int((rows["error"] != "").sum())
     return line | {"deviation" if name == "action_deviation" else name: value for name, value in means.items()}
 
 
@@ -157,6 +179,7 @@ def pretty_robustness(table: pd.DataFrame) -> pd.DataFrame:
                 "steps": f"{line['steps']:.0f}",
                 "forwards": f"{line['forwards']:.0f}" if attacked else "-",
                 "backwards": f"{line['backwards']:.0f}" if attacked else "-",
+                "errors": str(line["errors"]),
             }
         )
     return pd.DataFrame(shown)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrvlm_sim.agents.policy import Policy
-from mrvlm_sim.agents.registry import load_for, policy_name
+from mrvlm_sim.agents.registry import load_for, policy_identity, policy_name
 from mrvlm_sim.agents.trained import sha256
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.condition import Condition
@@ -57,6 +57,9 @@ class Plan:
             raise UserError(f"no policy was trained for {self.environment} yet; name one with --policy")
         if any(condition.own_only for condition in self.conditions):
             own_card(self.environment)
+        conditions = [condition.name for condition in self.conditions]
+        if doubled := {name for name in conditions if conditions.count(name) > 1}:
+            raise UserError(f"two conditions are called {', '.join(sorted(doubled))}; name each once")
         names = [policy_name(reference) for reference in self.policies]
         if doubled := {name for name in names if names.count(name) > 1}:
             both = ", ".join(sorted(doubled))
@@ -105,9 +108,16 @@ def environment_identity(name: str) -> dict[str, Any]:
     return described | {"files": {path.name: sha256(path) for path in files}}
 
 
+def condition_identity(condition: Condition) -> dict[str, Any]:
+    """What a condition is, with what the policy is that an attack is found on."""
+    if condition.surrogate is None:
+        return condition.described()
+    return {**condition.described(), "surrogate_identity": policy_identity(condition.surrogate)}
+
+
 def run_path(base: Path, plan: Plan, policies: Mapping[str, Any]) -> Path:
     """The folder of a run that was given none: the same plan and the same identities always have the same."""
-    conditions = [condition.described() for condition in plan.conditions]
+    conditions = [condition_identity(condition) for condition in plan.conditions]
     parts = [environment_identity(plan.environment), policies, conditions, plan.suite_seed]
     name = split_settings(plan.environment)[0].replace("/", "-")
     return base / f"{name}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]}"

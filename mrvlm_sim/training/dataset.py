@@ -65,7 +65,7 @@ class Dataset:
         ahead = chosen[:, None] + np.arange(self.chunk)
         last = self.last_frame[chosen][:, None]
         valid, landmarks, words = ahead <= last, demos.landmarks[chosen], self.words[demos.episode[chosen]]
-        if relabelled:
+        if relabelled and not any(views.looks_for_what_is_named for views in self.views.values()):
             instructions = relabel(
                 self.task, landmarks[:relabelled], {c: s.shown[:relabelled] for c, s in seen.items()}, rng
             )

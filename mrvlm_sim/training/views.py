@@ -56,6 +56,11 @@ class MarginViews:
         self.pyramid, self.levels, self.places, self.gazes = pyramid, levels, places, gazes
         self.margins = margins(pyramid)
 
+    @property
+    def looks_for_what_is_named(self) -> bool:
+        """Whether the gaze is on the thing that is named, so that naming another would mislead."""
+        return self.pyramid.gaze in ("oracle", "policy")
+
     def look(self, frames: np.ndarray, rng: np.random.Generator) -> Look:
         """Freshly jittered views of some of the frames (B,)."""
         pyramid = self.pyramid

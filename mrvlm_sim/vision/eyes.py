@@ -20,7 +20,12 @@ class Eyes:
 
 
 def _jitter(component: str) -> Callable[[Pyramid], dict[str, Any]]:
-    return lambda pyramid: {"jitter": Jitter(**{component: pyramid.jitter.amplitude or AMPLITUDE})}
+    return lambda pyramid: {"jitter": _one_component(pyramid.jitter, component)}
+
+
+def _one_component(jitter: Jitter, component: str) -> Jitter:
+    nothing = {"tremor": 0.0, "drift": 0.0, "saccade": 0.0}
+    return jitter.model_copy(update=nothing | {component: min(1.0, jitter.amplitude) or AMPLITUDE})
 
 
 EYES: Mapping[str, Eyes] = {
@@ -66,7 +71,9 @@ def changed_eyes(cameras: Mapping[str, Pyramid], name: str, retrained: bool = Tr
 
 
 def _with(pyramid: Pyramid, changes: dict[str, Any]) -> Pyramid:
-    """Made anew: a copy would keep what was computed from the fields that change."""
+    """Made anew: a copy would keep what was computed from the fields that change. A single level stays as it is."""
+    if pyramid.levels == 1:
+        return pyramid
     own = {name: getattr(pyramid, name) for name in Pyramid.model_fields}
     return Pyramid.model_validate({**own, **changes})
 

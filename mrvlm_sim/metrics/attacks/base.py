@@ -57,6 +57,11 @@ class Victim:
     env: SuiteEnv | None = None  # for attackers that know what is where
 
 
+def tensors(frames: Frames) -> TensorFrames:
+    """Frames as a policy takes them for `action_chunks`."""
+    return {camera: torch.from_numpy(frame.astype(np.float32) / 255) for camera, frame in frames.items()}
+
+
 class Attack(ABC):
     """An attack on every camera that a policy sees, L-infinity of size `threat.eps` on the pixels of `mask`.
 
@@ -100,7 +105,7 @@ class Attack(ABC):
         policy, origins = self.victim.policy, self.placed(observation)
         if not isinstance(policy, DifferentiablePolicy) or origins.keys() != clean.keys():
             return
-        chunks = [policy.action_chunks(self.tensors(frames), origins, observation) for frames in (clean, attacked)]
+        chunks = [policy.action_chunks(tensors(frames), origins, observation) for frames in (clean, attacked)]
         did, does = (chunk[:, : self.victim.executed].clamp(-1, 1) for chunk in chunks)
         self.deviations.append(float((does - did).abs().mean()) / 2)
 
@@ -129,32 +134,27 @@ class Attack(ABC):
         placed = self.chosen or {camera: places for camera, places in known.items() if places is not None}
         return {camera: places[None] for camera, places in placed.items()}
 
-    def draw(self, observation: Observation, draws: int | None = None) -> Origins:
+    def draw(self, observation: Observation) -> Origins:
         """Where the levels lie as far as the attacker knows, in one draw or several."""
         if self._assumed is not None:
             return self._assumed
-        count = draws or self.threat.draws
-        return {
-            camera: self._draw(camera, pyramid, observation, count if self._random else 1)
-            for camera, pyramid in self.pyramids.items()
-        }
+        count = self.threat.draws if self._random else 1
+        return {name: self._draw(name, pyramid, observation, count) for name, pyramid in self.pyramids.items()}
 
     @property
     def _random(self) -> bool:
-        jitters = any(pyramid.jitter.amplitude > 0 for pyramid in self.pyramids.values())
+        jitters = any(p.jitter.amplitude > 0 or p.gaze == "random" for p in self.pyramids.values())
         return jitters and self.threat.knowledge in ("unknown", "chosen")
 
     def _draw(self, camera: str, pyramid: Pyramid, observation: Observation, count: int) -> np.ndarray:
         if self.threat.knowledge == "known":
             return observation[f"{camera}/origins"][None]
         offsets = np.zeros((count, pyramid.levels, 2))
+        gaze = observation.get(f"{camera}/gaze") if pyramid.gaze in ("oracle", "policy") else None
         if self._random:
             offsets = pyramid.jitter.stationary(self.rng, offsets.shape)
-        return pyramid.place(offsets, observation.get(f"{camera}/gaze"))
-
-    def tensors(self, frames: Frames) -> TensorFrames:
-        """Frames as the policy takes them for `action_chunks`."""
-        return {camera: torch.from_numpy(frame.astype(np.float32) / 255) for camera, frame in frames.items()}
+            gaze = self.rng.uniform(-1, 1, (count, 2)) if pyramid.gaze == "random" else gaze
+        return pyramid.place(offsets, gaze)
 
     def weights(self, frames: Mapping[str, Tensor]) -> TensorFrames:
         """1 where pixels may be changed and 0 elsewhere: (S, S, 1) for every camera."""

@@ -16,6 +16,7 @@ from mrvlm_sim.metrics.attacks.base import (
     Origins,
     TensorFrames,
     Victim,
+    tensors,
 )
 from mrvlm_sim.metrics.attacks.objectives import Decoy, Deviation, ExecutedDeviation, FeatureDeviation, Objective
 from mrvlm_sim.metrics.attacks.threat import Threat
@@ -56,7 +57,7 @@ class GradientAttack(Attack):
 
     def begin(self, frames: Frames, observation: Observation) -> None:
         """A new look: what it shows, what may be changed of it, and what the policy would do."""
-        self.clean, self.observation = self.tensors(frames), observation
+        self.clean, self.observation = tensors(frames), observation
         self.allowed = self.weights(self.clean)
         origins = self.draw(observation)
         self.objective.begin(self.clean, origins, observation)
@@ -71,13 +72,13 @@ class GradientAttack(Attack):
     def _worst_placed(self, frames: Frames, observation: Observation) -> Frames:
         """The attack on each of so many draws of the jitter, and the draw where it does most."""
         self._assumed = None
-        worst, found = -np.inf, frames
+        worst, found = -np.inf, Frames()
         for place in _singly(self.draw(observation)):
             self._assumed = place
             self.begin(frames, observation)
             change = self.climb()
             loss, _ = self.gradient(change)
-            if loss > worst:
+            if not loss <= worst:
                 worst, found = loss, self._moved(change)
                 self.chosen = {camera: places[0] for camera, places in place.items()}
         return found
@@ -104,11 +105,10 @@ class GradientAttack(Attack):
         """The objective at a change, and its gradient; over fresh draws of the jitter, all in one pass."""
         origins = self.draw(self.observation)
         moved = {camera: (frame + change[camera]).requires_grad_() for camera, frame in self.clean.items()}
-        losses = self.objective.losses(moved, origins, self.observation)
-        loss = losses.mean()
+        loss = self.objective.loss(moved, origins, self.observation)
         gradients = torch.autograd.grad(loss, list(moved.values()))
-        self.forwards += len(losses)
-        self.backwards += len(losses)
+        self.forwards += _count(origins)
+        self.backwards += _count(origins)
         return loss.item(), dict(zip(moved, gradients, strict=True))
 
 
@@ -127,8 +127,8 @@ class FGSM(GradientAttack):
 class PGD(GradientAttack):
     """Projected gradient descent (Madry et al., 2018) with expectation over the jitter (Athalye et al., 2018).
 
-    Maximises the squared deviation of the action chunk from the mean clean one. Unless told more, the attacker knows
-    how jitter is distributed, not how it falls: every step averages the gradient over fresh draws.
+    Maximises the squared deviation of the action chunk, in the mean over the jitter, from the clean one. Unless told
+    more, the attacker knows how jitter is distributed, not how it falls: every step is over fresh draws.
     """
 
     relative_step = 2.5  # step size is relative_step * eps / steps
@@ -175,7 +175,7 @@ class APGD(GradientAttack):
         before, best, best_change, best_gradient = change, loss, change, gradient
         rises, halved, best_at_check = 0, True, best
         checks = _checks(self.threat.steps)
-        for step in range(1, self.threat.steps):
+        for step in range(1, max(2, self.threat.steps)):
             ahead = self.within({c: change[c] + size * gradient[c].sign() for c in change})
             keep = self.momentum if step > 1 else 1.0
             moved = {

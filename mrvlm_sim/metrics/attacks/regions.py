@@ -31,7 +31,7 @@ def make_mask(region: str) -> Mask | None:
             return lambda size: _patch(size, u, v)
     if found := RING.fullmatch(region):
         inner, outer = map(float, found.groups())
-        if 0 <= inner < outer:
+        if 0 <= inner < outer and _ring(256, inner, outer).any():
             return lambda size: _ring(size, inner, outer)
     raise UserError(f"a region is {FORMS} (in half-widths of the frame, the second further out), not {region!r}")
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, Mask, Origins, Victim
+from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, Mask, Origins, Victim, tensors
 from mrvlm_sim.metrics.attacks.threat import Threat
 from mrvlm_sim.sim.suite_env import Observation, decode_instruction
 from mrvlm_sim.vision import cut, tokenise
@@ -80,8 +80,8 @@ class Search(Attack):
         origins = self.draw(self.observation)
         self.forwards += max(len(places) for places in origins.values())
         if isinstance(self.policy, DifferentiablePolicy):
-            chunks = self.policy.action_chunks(self.tensors(frames), origins, self.observation)
-            return chunks[:, : self.victim.executed].clamp(-1, 1).mean(0).numpy()
+            chunks = self.policy.action_chunks(tensors(frames), origins, self.observation)
+            return chunks[:, : self.victim.executed].clamp(-1, 1).mean(0).cpu().numpy()
         return self._ask_copies(frames, origins)
 
     def _ask_copies(self, frames: Frames, origins: Origins) -> np.ndarray:

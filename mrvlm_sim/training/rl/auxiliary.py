@@ -59,7 +59,7 @@ class LandmarkRegression:
         if rollout is not None:
             chosen = rng.integers(len(rollout["landmarks"]), size=size // 2)
             batch = {name: np.concatenate([batch[name], rollout[name][chosen]]) for name in batch}
-        if not self.scenes.looked_for:
+        if not any(views.looks_for_what_is_named for views in self.scenes.views.values()):
             said = relabel(self.task, batch["landmarks"], self._shown(batch), rng)
             batch["instruction"] = np.stack([*map(encode_instruction, said)])
         return batch

@@ -60,7 +60,8 @@ class WithLandmarks(gymnasium.ObservationWrapper):
 
 
 class EndsWhenItDiverges(gymnasium.Wrapper):
-    """Cuts an episode short whose simulation diverges, at what was last observed: one such must not end a training."""
+    """Cuts an episode short whose simulation diverges, at what was last observed and at the worst of dense rewards: one
+    such must not end a training."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._last, info = self.env.reset(seed=seed, options=options)
@@ -70,7 +71,7 @@ class EndsWhenItDiverges(gymnasium.Wrapper):
         try:
             self._last, reward, terminated, truncated, info = self.env.step(action)
         except FloatingPointError:
-            return self._last, 0.0, False, True, {"is_success": False, "diverged": True}
+            return self._last, -1.0, False, True, {"is_success": False, "diverged": True}
         return self._last, float(reward), terminated, truncated, info
 
 
@@ -123,7 +124,11 @@ def probe(environment: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     for step in range(PROBED):
         if over:
             env.reset(seed=integer_seed(seed, environment, step, "probe"))
-        observation, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_size))
+        try:
+            observation, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_size))
+        except FloatingPointError:
+            over = True
+            continue
         over = terminated or truncated
         rewards.append(reward)
         proprio.append(observation["proprio"])

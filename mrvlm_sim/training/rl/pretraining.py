@@ -38,11 +38,6 @@ class RandomScenes:
         """So many of the first scenes are there to check on, and the others to learn from."""
         return min(CHECKED, len(self) // 8)
 
-    @property
-    def looked_for(self) -> bool:
-        """Whether the gaze is on the thing that is named, so that naming another would mislead."""
-        return any(views.pyramid.gaze in ("oracle", "policy") for views in self.views.values())
-
     def look(self, chosen: np.ndarray, rng: np.random.Generator) -> Frames:
         """Observations of some of the scenes, as `training_env` gives them."""
         frames = {name: values[chosen] for name, values in self.known.items()}
@@ -76,5 +71,8 @@ def _pushed_about(env: ManipulationEnv, seed: int, rng: np.random.Generator) -> 
     for _ in range(rng.integers(PUSHES + 1)):
         push = rng.uniform(-1, 1, env.action_size)
         for _ in range(rng.integers(1, LONGEST + 1)):
-            observation, *_ = env.step(push)
+            try:
+                observation, *_ = env.step(push)
+            except FloatingPointError:  # the simulation diverged: the scene is seen as it began
+                return env.reset(seed=seed)[0]
     return observation

@@ -141,6 +141,7 @@ class Reinforcement:
     def _figures(self, model: EncoderLearns) -> Figures:
         ended = [*(model.ep_info_buffer or [])]
         return {
+            "seed": self.recipe.seed,
             "steps": model.num_timesteps,
             "seconds": round(self.seconds, 1),
             "train_return": float(np.mean([episode["r"] for episode in ended])) if ended else float("nan"),
