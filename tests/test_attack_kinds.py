@@ -30,6 +30,8 @@ from mrvlm_sim.vision import Jitter, Pyramid, cut, cut_batch, tokenise
 from mrvlm_sim.wrappers import MultiResolutionTokens
 from mrvlm_sim.wrappers.tokens import Frames
 
+pytestmark = pytest.mark.slow
+
 EPS = 8 / 255
 STILL = PYRAMID.model_copy(update={"jitter": Jitter()})
 View = tuple[Frames, Observation]

@@ -23,6 +23,8 @@ from mrvlm_sim.evaluation.moments import sample_moments
 from mrvlm_sim.metrics.attacks import Threat
 from mrvlm_sim.metrics.statistics import mean_interval
 
+pytestmark = pytest.mark.slow
+
 THREAT = Threat(8 / 255, 4, draws=16)
 
 

@@ -10,6 +10,8 @@ from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.curves import curve_table, read_curves, write_curves
 
+pytestmark = pytest.mark.slow
+
 
 def training(folder: Path, *success: float, seed: int = 0, **columns: float) -> Path:
     folder.mkdir()

@@ -36,6 +36,8 @@ from mrvlm_sim.vision import Jitter, Pyramid, cut, shown_in, tokenise, unpatchif
 from mrvlm_sim.vision.eyes import EYES, changed_eyes, gaze_size
 from mrvlm_sim.wrappers import MultiResolutionTokens
 
+pytestmark = pytest.mark.slow
+
 STILL = PYRAMID.model_copy(update={"jitter": Jitter()})
 gazes = st.tuples(st.floats(-1, 1), st.floats(-1, 1)).map(np.array)
 

@@ -16,6 +16,8 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.rings import NORMALISATIONS, RINGS, energy_scale, rings
 from mrvlm_sim.metrics.attacks import make_mask
 
+pytestmark = pytest.mark.slow
+
 FOVY = 104.0
 
 

@@ -25,6 +25,8 @@ from mrvlm_sim.evaluation.robustness import (
 from mrvlm_sim.evaluation.store import read_episodes
 from mrvlm_sim.metrics.attacks import ATTACKS
 
+pytestmark = pytest.mark.slow
+
 CONDITIONS: dict[str, dict[str, Any]] = {
     "clean": {"attack": None, "eps": 0.0},
     "pgd 4/255": {"attack": "pgd", "eps": 4 / 255},
