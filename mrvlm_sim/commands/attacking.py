@@ -129,10 +129,12 @@ def audit(
 
     size = parse_fraction(eps)
     conditions = attack_conditions(["pgd", "features"], [size, 0.5, 1.0], steps, draws)
-    run = Evaluation(Plan(env, (policy, "random"), tuple(conditions), seed, episodes), output, workers)
-    if run.problems:
-        raise UserError("\n".join(run.problems.values()))
-    examined = Audit(run.policies[policy_name(policy)], env, Threat(size, steps, draws=draws), looks, seed)
+    plan = Plan(env, (policy, "random"), tuple(conditions), seed, episodes)
+    policies, problems = plan.load()
+    if problems:
+        raise UserError("\n".join(problems.values()))
+    examined = Audit(policies[policy_name(policy)], env, Threat(size, steps, draws=draws), looks, seed)
+    run = Evaluation(plan, output, workers)
     console.print(f"comparing attacks on {looks} looks")
     gates, randomness = examined.run(surrogate or []), ledger(examined)
     interrupted = run_with_progress(run)

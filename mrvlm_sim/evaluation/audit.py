@@ -62,7 +62,10 @@ class Audit:
 
     def __init__(self, policy: Policy, environment: str, threat: Threat, moments: int, seed: int = 0) -> None:
         if not isinstance(policy, DifferentiablePolicy):
-            raise UserError(f"the audit is of attacks with gradients, which {type(policy).__name__} does not give")
+            name = type(policy).__name__
+            raise UserError(
+                f"the audit is of attacks with gradients, which {name} does not give; take an arm with weights"
+            )
         self.victim, self.threat, self.seed = victim_of(policy), threat, seed
         self.environment, self.policy, self.count = environment, policy, moments
         self._harms: dict[Setting, np.ndarray] = {}
