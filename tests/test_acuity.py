@@ -69,7 +69,8 @@ def many(scenes: Scenes, times: int) -> Scenes:
 
 
 def replace_levels(views, times: int):  # type: ignore[no-untyped-def]
-    return type(views)(views.pyramid, [np.tile(level, (times, 1, 1, 1)) for level in views.levels])
+    levels = [np.tile(level, (times, 1, 1, 1)) for level in views.levels]
+    return type(views)(views.pyramid, levels, np.tile(views.places, (times, 1, 1)))
 
 
 class TestScenes:
