@@ -48,6 +48,7 @@ def test_the_tables_are_the_published_ones(run: str) -> None:
 def test_the_suite_and_the_shifts_are_the_published_ones() -> None:
     for run in ("suite", "suite-phrases", "suite-baselines"):
         assert (ROOT / "results" / run / "suite.md").read_text(encoding="utf-8") in RESULTS
+    assert (ROOT / "results" / "reach-ppo" / "table.md").read_text(encoding="utf-8") in RESULTS
     assert (ROOT / "results" / "acuity" / "thresholds.md").read_text(encoding="utf-8") in RESULTS
     for run in ("suite-shifts", "suite-shifts-frames"):
         assert (ROOT / "results" / run / "conditions.md").read_text(encoding="utf-8") in RESULTS

@@ -142,7 +142,7 @@ class TestFrameHook:
         still = Pyramid(frame_size=128, patch=8, grids=(4, 4, 4))
         plain, _ = wrapped(env, still, source="sensor").reset(seed=0)
         hooked, _ = wrapped(env, still, source="sensor", frame_hook=paint_a_corner).reset(seed=0)
-        assert calls == [((128, 128, 3), np.uint8, ["instruction", "proprio"])]
+        assert calls == [((128, 128, 3), np.uint8, ["instruction", "proprio", "wrist/origins"])]
         tokens, boxes = hooked["wrist/tokens"], hooked["wrist/boxes"]
         corner = (boxes[:, :2] + boxes[:, 2:3] <= -0.5).all(axis=1)
         assert corner.sum() == 1
