@@ -52,6 +52,7 @@ def test_the_suite_and_the_shifts_are_the_published_ones() -> None:
     assert (ROOT / "results" / "reach-eyes" / "table.md").read_text(encoding="utf-8").split("\n\n")[
         1
     ].strip() in RESULTS
+    assert (ROOT / "results" / "reach-attacked" / "robustness.md").read_text(encoding="utf-8") in RESULTS
     assert (ROOT / "results" / "acuity" / "thresholds.md").read_text(encoding="utf-8") in RESULTS
     for run in ("suite-shifts", "suite-shifts-frames"):
         assert (ROOT / "results" / run / "conditions.md").read_text(encoding="utf-8") in RESULTS
