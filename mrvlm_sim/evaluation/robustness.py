@@ -119,7 +119,7 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
         own = rows[rows["policy"] == policy]
         clean = own[own["condition"].map(lambda name: _is_clean(conditions[name]))]
         if len(clean):
-            lines.append(_line(policy, "clean", 0.0, clean, None))
+            lines.append(_line(policy, "clean", 0.0, clean, clean.iloc[:0]))
         attacked = own[own["condition"].map(lambda name: conditions[name]["attack"] is not None)]
         sizes = attacked["condition"].map(lambda name: conditions[name]["eps"])
         for size in sorted(sizes.unique()):
@@ -149,13 +149,14 @@ def worst_of(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(["suite_seed", "episode"], as_index=False).agg(together)
 
 
-def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: pd.DataFrame | None) -> dict[str, Any]:
+def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: pd.DataFrame) -> dict[str, Any]:
     k, n = int(rows["success"].sum()), len(rows)
     low, high = wilson(k, n)
     line: dict[str, Any] = {"policy": policy, "attack": condition, "eps": size, "k": k, "n": n}
     line |= {"rate": k / n, "low": low, "high": high, "drop": np.nan, "drop_low": np.nan, "drop_high": np.nan}
-    if clean is not None and len(pair := paired(clean, rows)[0]):
-        compared = compare_paired(pair, paired(clean, rows)[1])
+    before, after = paired(clean, rows)
+    if len(before):
+        compared = compare_paired(before, after)
         line |= {"drop": compared.difference, "drop_low": compared.low, "drop_high": compared.high}
     means = rows[["action_deviation", "steps", "forwards", "backwards"]].mean().to_dict()
     line["errors"] = int((rows["error"] != "").sum())
