@@ -129,6 +129,22 @@ class TestWrongInput:
         assert "Traceback" not in ended.out + ended.err
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--adversarial", "pgd"), "takes both --adversarial and --eps, as --adversarial pgd --eps 4/255"),
+            (("--eps", "4/255"), "takes both --adversarial and --eps"),
+            (("--adversarial", "pgd", "--eps", "4"), "write 4/255 for 4 sensor values"),
+        ],
+    )
+    def test_adversarial_training_of_no_size(
+        self, cli: Cli, tmp_path: Path, arguments: tuple[str, ...], said: str
+    ) -> None:
+        ended = cli("train", "bc", "--env", "reach", "--arm", "uniform-49", *arguments)
+        assert ended.code == 2
+        assert said in ended.err
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize("command", ["view", "demos"])
     def test_negative_seeds(self, cli: Cli, command: str) -> None:
         arm = ("--arm", "uniform-49") if command == "view" else ()

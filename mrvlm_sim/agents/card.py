@@ -15,10 +15,18 @@ Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 
 
+class AdversarialTraining(Card):
+    """What attacks every batch before it is learned from; see `training.adversarial`."""
+
+    eps: Annotated[float, Field(gt=0, le=1)]  # as a part of the pixel range
+    steps: PositiveInt = 3  # of PGD; 1 is the fast gradient sign method from a random start (Wong et al., 2020)
+    warm_up: Annotated[float, Field(gt=0, le=1)] = 0.3  # part of all updates over which eps grows from nothing
+
+
 class CloningRecipe(Card):
     """Behaviour cloning: the budget and the optimiser's settings."""
 
-    later = frozenset({"voting_weight"})
+    later = frozenset({"voting_weight", "adversary"})
 
     method: Literal["bc"]
     demonstrations: PositiveInt  # episodes of each environment
@@ -32,6 +40,7 @@ class CloningRecipe(Card):
     landmark_weight: Annotated[float, Field(ge=0)]
     voting_weight: Annotated[float, Field(ge=0)] = 0.0  # times landmark_weight; see `training.landmarks.voting_error`
     seed: Seed
+    adversary: AdversarialTraining | None = None
 
 
 class ReinforcementRecipe(Card):
@@ -147,3 +156,28 @@ class PolicyCard(Card):
             return type(self).model_validate({**dict(self), **changed, "summary": f"{self.summary} Eyes: {name}."})
         except ValidationError as error:
             raise UserError(f"eyes {name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+    def hardened(self, adversary: AdversarialTraining | None) -> Self:
+        """The arm with a recipe of cloning that attacks what it learns from; untrained. None: as it is.
+
+        Raises:
+            UserError: its recipe is not one of cloning.
+        """
+        if adversary is None:
+            return self
+        recipe = self.cloning.model_copy(update={"adversary": adversary})
+        summary = f"{self.summary} Attacked while it learned, up to {255 * adversary.eps:g}/255."
+        return self.model_copy(update={"training": recipe, "weights": None, "summary": summary})
+
+    @property
+    def cloning(self) -> CloningRecipe:
+        """The recipe, if it is one of cloning.
+
+        Raises:
+            UserError: it is another.
+        """
+        if not isinstance(self.training, CloningRecipe):
+            raise UserError(
+                f"the arm's card has a recipe of {self.training.method}, not of cloning; take mrvlm-sim train rl"
+            )
+        return self.training

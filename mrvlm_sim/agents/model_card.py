@@ -1,6 +1,6 @@
 """The model card that lies beside a policy's weights, written from the policy card."""
 
-from mrvlm_sim.agents.card import PolicyCard, ReinforcementRecipe
+from mrvlm_sim.agents.card import CloningRecipe, PolicyCard, ReinforcementRecipe
 
 TEXT = """# {summary}
 
@@ -12,11 +12,13 @@ A policy for mrvlm_sim's {tasks}, trained by {method}.
 - **Trained** {budget}, training seed {training.seed}, {weights.minutes:g} minutes on {weights.device}.
 - **Meant for** comparing ways of seeing within this suite. It was trained in simulation only and must not drive \
 a real robot.
-- **Known weaknesses**: undefended against adversarial frames; knows only the words of its tasks' instructions.
+- **Known weaknesses**: {weakness}; knows only the words of its tasks' instructions.
 
 Everything needed to train it again is in `policy.toml`; how it did, with intervals, is in `results/`.
 """
 
+UNDEFENDED = "undefended against adversarial frames"
+HARDENED = "learned from frames attacked by up to {:g}/255, and is undefended against more"
 BY_REWARD = "by dense reward, its encoder by where things are in the simulation"
 FOR_STEPS = "for {training.steps} steps, its encoder before on {training.pretraining_scenes} scenes"
 METHODS = {
@@ -42,4 +44,6 @@ def model_card(card: PolicyCard) -> str:
     named = {"tasks": f"task{'s' * (len(card.environments) > 1)} {tasks}", "eyes": "; ".join(cameras)}
     if isinstance(card.training, ReinforcementRecipe) and card.training.init is not None:
         budget += ", beginning as `{training.init}`"
+    hardened = isinstance(card.training, CloningRecipe) and card.training.adversary
+    named["weakness"] = HARDENED.format(255 * hardened.eps) if hardened else UNDEFENDED
     return TEXT.format(**dict(card), **named, method=method, budget=budget.format(training=card.training))

@@ -13,7 +13,7 @@ from mrvlm_sim.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from mrvlm_sim.agents.card import PolicyCard
+    from mrvlm_sim.agents.card import AdversarialTraining, PolicyCard
     from mrvlm_sim.training.demos import Demonstrations
     from mrvlm_sim.training.session import Folders
 
@@ -24,6 +24,13 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class Adversary(StrEnum):
+    """What attacks batches of training."""
+
+    PGD = "pgd"
+    FGSM = "fgsm"
 
 
 def demos(
@@ -56,6 +63,10 @@ def train_bc(
         typer.Option("--env", help="Environment; repeatable; all: the suite's own. Default: those on the arm's card."),
     ] = None,
     eyes: Eyes = None,
+    adversarial: Annotated[
+        Adversary | None, typer.Option(help="Attack every batch before it is learned from; fgsm takes one step.")
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Size of that attack, as 4/255.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.AUTO,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
@@ -69,18 +80,18 @@ def train_bc(
     from mrvlm_sim.agents.registry import arm_card
     from mrvlm_sim.evaluation.periodic import quick_success
     from mrvlm_sim.tasks import chosen_environments, own_card, split_settings
-    from mrvlm_sim.training.bc import cloning_recipe
     from mrvlm_sim.training.session import Folders, default_output, make_trainer, train
 
     if eval_every % 100:
         raise UserError(f"--eval-every must be a multiple of 100, not {eval_every}")
-    card = arm_card(arm)[0].with_eyes(eyes)
+    adversary = _adversary(adversarial, eps)
+    card = arm_card(arm)[0].with_eyes(eyes).hardened(adversary)
     if env:
         card = card.model_copy(update={"environments": chosen_environments(env)})
-    updates = cloning_recipe(card).updates
+    updates = card.cloning.updates
     for name in card.environments:
         own_card(name)
-    folders = Folders(output or default_output(card, f"{arm}-{eyes}" if eyes else arm))
+    folders = Folders(output or default_output(card, "-".join(filter(None, (arm, eyes, adversarial)))))
     demonstrations = [_demonstrations(folders, card, name) for name in card.environments]
     console.print("rendering the demonstrations through this arm's eyes (kept for the next time)")
     trainer = make_trainer(card, demonstrations, folders, torch_device(device), workers)
@@ -95,6 +106,21 @@ def train_bc(
             raise
     chosen = " ".join(f"--env {split_settings(name)[0]}" for name in card.environments)
     console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval {chosen} --policy {folder}")
+
+
+def _adversary(attack: Adversary | None, eps: str | None) -> "AdversarialTraining | None":
+    from mrvlm_sim.agents.card import AdversarialTraining
+    from mrvlm_sim.commands.evaluating import parse_fraction
+    from mrvlm_sim.metrics.attacks import check_size
+
+    if (attack is None) != (eps is None):
+        raise UserError("adversarial training takes both --adversarial and --eps, as --adversarial pgd --eps 4/255")
+    if attack is None or eps is None:
+        return None
+    size = parse_fraction(eps)
+    check_size(size, 1)
+    adversary = AdversarialTraining(eps=size)
+    return adversary.model_copy(update={"steps": 1}) if attack is Adversary.FGSM else adversary
 
 
 def train_rl(
@@ -144,11 +170,10 @@ def train_rl(
 
 def _demonstrations(folders: "Folders", card: "PolicyCard", env: str) -> "Demonstrations":
     from mrvlm_sim.tasks import split_settings
-    from mrvlm_sim.training.bc import cloning_recipe
     from mrvlm_sim.training.demos import Demonstrations
     from mrvlm_sim.training.session import get_demonstrations
 
-    recipe = cloning_recipe(card)
+    recipe = card.cloning
     with bar(f"demonstrations of {split_settings(env)[0]}", recipe.demonstrations) as advance:
         path = get_demonstrations(
             folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance

@@ -1,15 +1,18 @@
 """Behaviour cloning: one recipe for every arm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mrvlm_sim.agents.card import CloningRecipe, PolicyCard
+from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
+from mrvlm_sim.training.adversarial import attacked
 from mrvlm_sim.training.dataset import Batch, Dataset, join
 from mrvlm_sim.training.landmarks import landmark_error, voting_error
 from mrvlm_sim.training.trainer import Trainer
@@ -42,7 +45,7 @@ class Cloning(Trainer):
     """
 
     def __init__(self, card: PolicyCard, datasets: Sequence[Dataset], folder: Path) -> None:
-        self.card, self.datasets, self.cloning = card, datasets, cloning_recipe(card)
+        self.card, self.datasets, self.cloning = card, datasets, card.cloning
         names = [dataset.name for dataset in datasets]
         if len(names) > self.cloning.batch:
             raise UserError(f"a batch of {self.cloning.batch} frames has no room for {len(names)} environments")
@@ -56,8 +59,18 @@ class Cloning(Trainer):
         super().__init__(network, self.cloning, folder, card.model_dump_json(exclude={"weights", "summary"}))
 
     def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        action, landmark = losses(self.network, self._batch(rng), self.cloning.voting_weight)
+        batch, adversary = self._batch(rng), self.cloning.adversary
+        if adversary is not None:
+            done = self.update / self.recipe.updates
+            batch = replace(batch, tokens=attacked(batch.tokens, partial(self._loss_of, batch), adversary, done, rng))
+        return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        action, landmark = losses(self.network, batch, self.cloning.voting_weight)
         return action + self.cloning.landmark_weight * landmark, {"action": action, "landmark": landmark}
+
+    def _loss_of(self, batch: Batch, tokens: Mapping[str, Tensor]) -> Tensor:
+        return self._loss(replace(batch, tokens=tokens))[0]
 
     def check(self) -> dict[str, float]:
         """Errors on held-out episodes, always the same frames and jitter; of several environments, each by its name."""
@@ -83,19 +96,6 @@ class Cloning(Trainer):
         relabelled = shares(round(RELABELLED * self.recipe.batch), len(self.datasets))
         parts = zip(self.datasets, sizes, relabelled, strict=True)
         return join([dataset.sample(dataset.train_frames, size, rng, some) for dataset, size, some in parts])
-
-
-def cloning_recipe(card: PolicyCard) -> CloningRecipe:
-    """The recipe on an arm's card.
-
-    Raises:
-        UserError: it is not one of cloning.
-    """
-    if not isinstance(card.training, CloningRecipe):
-        raise UserError(
-            f"the arm's card has a recipe of {card.training.method}, not of cloning; take mrvlm-sim train rl"
-        )
-    return card.training
 
 
 def shares(whole: int, parts: int) -> list[int]:

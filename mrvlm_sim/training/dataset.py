@@ -20,7 +20,7 @@ HELD_OUT = 0.05  # of the episodes, for the curves
 class Batch:
     """One batch on the training device; `valid` (B, chunk) marks the actions before the episode's end."""
 
-    tokens: dict[str, Tensor]
+    tokens: Mapping[str, Tensor]
     boxes: dict[str, Tensor]
     proprio: Tensor
     words: Tensor

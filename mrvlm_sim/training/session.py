@@ -16,7 +16,7 @@ from mrvlm_sim.agents.trained import TrainedPolicy, save_trained
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.paths import runs_folder
 from mrvlm_sim.tasks import split_settings
-from mrvlm_sim.training.bc import Cloning, cloning_recipe
+from mrvlm_sim.training.bc import Cloning
 from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations, record
 from mrvlm_sim.training.trainer import Log
@@ -73,7 +73,7 @@ def make_trainer(
 
 
 def _dataset(card: PolicyCard, demos: Demonstrations, folders: Folders, device: torch.device, workers: int) -> Dataset:
-    stride = cloning_recipe(card).stride
+    stride = card.cloning.stride
     seen = {name: render_views(demos, name, p, stride, folders.views, workers) for name, p in card.cameras.items()}
     views = {name: rendered for name, (rendered, _) in seen.items()}
     gazes = [_next_gazes(demos, places) for name, (_, places) in seen.items() if card.cameras[name].gaze == "policy"]
