@@ -20,6 +20,7 @@ from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.moments import Moment, harm
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Threat, Victim
+from mrvlm_sim.metrics.attacks.base import Prepared
 from mrvlm_sim.metrics.attacks.gradient import APGD, FGSM, MAD, PGD, Features, Targeted
 from mrvlm_sim.metrics.attacks.objectives import way_to_another
 from mrvlm_sim.metrics.attacks.search import BestOfNoise, HardLabel, Noise, Square
@@ -258,6 +259,11 @@ class TestWhatIsKnownOfTheJitter:
             Threat(EPS, knowledge="knwon")  # type: ignore[arg-type]
 
 
+def prepare(attack: Attack, frames: Frames, observation: Observation) -> None:
+    if isinstance(attack, Prepared):
+        attack.prepare([(frames, observation)])
+
+
 class TestRules:
     @pytest.mark.parametrize("name", ATTACKS)
     def test_only_masked_pixels_change(self, name: str, tiny: TrainedPolicy, env: ManipulationEnv) -> None:
@@ -267,6 +273,7 @@ class TestRules:
         observation, _ = env.reset(seed=0)
         frames = {"wrist": env.renderer.frame("wrist", PYRAMID.frame_size)}
         attack = make(ATTACKS[name], tiny, mask=left_half, env=env, steps=2)
+        prepare(attack, frames, observation)
         change = attack(frames, observation)["wrist"].astype(int) - frames["wrist"]
         assert (change[:, 64:] == 0).all()
         assert np.abs(change[:, :64]).max() == 8
@@ -274,10 +281,12 @@ class TestRules:
     @pytest.mark.parametrize("name", ATTACKS)
     def test_what_it_costs_is_counted(self, name: str, tiny: TrainedPolicy, env: ManipulationEnv) -> None:
         observation, _ = env.reset(seed=0)
-        attack = make(ATTACKS[name], tiny, env=env, steps=3)
-        attack({"wrist": env.renderer.frame("wrist", PYRAMID.frame_size)}, observation)
-        steps = 1 if name == "fgsm" else 3
-        assert attack.backwards == (4 * steps if attack.white_box else 0)
+        attack, frames = make(ATTACKS[name], tiny, env=env, steps=3), {"wrist": env.renderer.frame("wrist", 128)}
+        prepare(attack, frames, observation)
+        before = attack.backwards
+        attack(frames, observation)
+        steps = {"fgsm": 1, "universal": 0}.get(name, 3)
+        assert attack.backwards - before == (4 * steps if attack.white_box else 0)
         assert (attack.forwards > 0) == (name != "noise")
 
     def test_what_is_not_finite_is_an_error_of_the_episode(

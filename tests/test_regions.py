@@ -5,6 +5,7 @@ import pytest
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.metrics.attacks import make_mask
+from mrvlm_sim.metrics.attacks.regions import FreePatch, patch_places, patch_sums
 
 
 def held(region: str, size: int = 200) -> np.ndarray:
@@ -36,8 +37,26 @@ def test_rings_lie_in_each_other_and_share_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "region", ["", "patch", "patch@2,0", "patch@a,b", "ring@0.5-0.5", "ring@1-0", "ring@-1-1", "all"]
+    "region", ["", "patches", "patch@2,0", "patch@a,b", "ring@0.5-0.5", "ring@1-0", "ring@-1-1", "all"]
 )
 def test_what_is_no_region(region: str) -> None:
-    with pytest.raises(UserError, match=r"a region is frame; patch@U,V"):
+    with pytest.raises(UserError, match=r"a region is frame; patch, 5 %"):
         make_mask(region)
+
+
+def test_a_patch_without_a_place_is_everywhere_until_it_has_one() -> None:
+    mask = make_mask("patch")
+    assert isinstance(mask, FreePatch)
+    assert mask(100).all()
+    mask.place = (0.5, -0.5)
+    assert (mask(100) == held("patch@0.5,-0.5", 100)).all()
+    assert make_mask("patch") is not mask, "every episode has its own"
+
+
+def test_places_of_patches_reach_every_pixel() -> None:
+    seen = np.sum([held(f"patch@{u:.6f},{v:.6f}") for u, v in patch_places()], axis=0)
+    assert seen.min() >= 1
+    values = np.zeros((200, 200))
+    values[held("patch@0.194,0.194")] = 1
+    u, v = patch_places()[int(patch_sums(values).argmax())]
+    assert (u, v) == (pytest.approx(0.194, abs=0.01), pytest.approx(0.194, abs=0.01))

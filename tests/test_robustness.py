@@ -88,10 +88,23 @@ class TestTable:
         assert rates["clean", 0.0] == 1
         assert rates["pgd 4/255", 4 / 255] == rates["noise 4/255", 4 / 255] == 0.75
         assert rates[WORST, 4 / 255] == 0.5
-        assert (WORST, 8 / 255) not in rates.index
+        assert rates[WORST, 8 / 255] == 0, "what is within 4/255 is within 8/255"
         worst = table[table["attack"] == WORST].iloc[0]
         assert (worst["drop"], worst["n"], worst["forwards"], worst["deviation"]) == (0.5, 4, 6, pytest.approx(0.15))
         assert worst["drop_low"] < 0.5 < worst["drop_high"]
+
+    def test_what_broke_under_a_smaller_attack_counts_under_larger_ones(self) -> None:
+        table = robustness_table(rows(clean=[1, 1], pgd4=[0, 1], pgd8=[1, 0]), CONDITIONS).set_index(["attack", "eps"])
+        assert table.loc[("pgd 8/255", 8 / 255), "rate"] == 0.5
+        assert table.loc[(WORST, 8 / 255), "rate"] == 0
+        assert (WORST, 4 / 255) not in table.index
+
+    def test_how_long_those_lasted_that_failed(self) -> None:
+        found = rows(clean=[1, 1], pgd4=[0, 1])
+        found["steps"] = [10, 20, 50, 30]
+        table = robustness_table(found, CONDITIONS).set_index("attack")
+        assert table.loc["clean", "failed_after"] != table.loc["clean", "failed_after"], "none failed"
+        assert table.loc["pgd 4/255", "failed_after"] == 50
 
     def test_episodes_that_one_attack_has_not_met_yet_count_by_the_others(self) -> None:
         worst = worst_of(rows(pgd4=[1, 1], noise4=[0]))

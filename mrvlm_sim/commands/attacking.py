@@ -35,11 +35,13 @@ def attack(
         list[str] | None, typer.Option(help="Of the jitter: off, known, unknown or chosen; repeatable.")
     ] = None,
     region: Annotated[
-        list[str] | None, typer.Option(help="frame, patch@U,V (5 % of it, with --eps 1) or ring@A-B; repeatable.")
+        list[str] | None,
+        typer.Option(help="frame, patch or patch@U,V (5 %, with --eps 1), or ring@A-B; repeatable."),
     ] = None,
     surrogate: Annotated[list[str] | None, typer.Option(help="Arm that attacks are also found on; repeatable.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; default: the budget's.")] = None,
     draws: Annotated[int | None, typer.Option(min=1, help="Draws of the jitter in every step.")] = None,
+    restarts: Annotated[int, typer.Option(min=1, help="Of attacks with gradients; the best is kept.")] = 1,
     episodes: Annotated[int | None, typer.Option(min=1, help="Per policy and attack.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Suite seed: names the episodes.")] = 0,
     settings: Settings = None,
@@ -78,6 +80,7 @@ def attack(
         cast("list[Knowledge]", list(dict.fromkeys(knowledge or ["unknown"]))),
         list(dict.fromkeys(region or ["frame"])),
         list(dict.fromkeys(surrogate or [])),
+        restarts,
     )
     env = with_settings(env, settings or [])
     chosen = tuple(dict.fromkeys(policy))

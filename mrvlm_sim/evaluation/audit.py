@@ -33,6 +33,7 @@ REDRAWS = 20  # fresh jitters under which harm is measured
 SETTLED = 0.01  # of the harm: what twice as many draws may still add
 AGREES = 0.05  # of the slope: what finite differences may be off by
 MOST_DRAWS = 16
+RESTARTS = 3
 
 
 class Gate(NamedTuple):
@@ -121,6 +122,7 @@ class Audit:
             *self.gradients(),
             self.finite_differences(),
             self.not_weaker("more steps", ("pgd", {"steps": 2 * self.threat.steps}), ("pgd", {})),
+            self.not_weaker("more restarts", ("pgd", {"restarts": RESTARTS}), ("pgd", {})),
             self.not_weaker("larger eps", ("pgd", {"eps": min(1.0, 2 * self.threat.eps)}), ("pgd", {})),
             self.not_weaker("PGD over FGSM", ("pgd", {}), ("fgsm", {})),
             self.not_weaker("FGSM over best-of-N noise", ("fgsm", {}), ("best-noise", {})),

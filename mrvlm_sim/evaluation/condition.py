@@ -32,6 +32,7 @@ class Condition:
     draws: int = 4  # of the jitter, in every step of an attack
     region: str = "frame"  # that an attack may change
     surrogate: str | None = None  # a policy that the attack is found on, if not the one it is meant for
+    restarts: int = 1  # of an attack with gradients
 
     def __post_init__(self) -> None:
         if self.eyes is not None and self.eyes not in EYES:
@@ -55,8 +56,9 @@ class Condition:
                 raise UserError("an attack goes with no shift and no other eyes; make each a condition of its own")
             if self.surrogate is not None and self.knowledge not in ("off", "unknown"):
                 raise UserError(f"transfer cannot have {self.knowledge} jitter, which is the victim's: off or unknown")
-            if self.knowledge == "chosen" and not ATTACKS[self.attack].white_box:
-                raise UserError(f"attack {self.attack} does not choose the jitter; only attacks with gradients do")
+            if self.knowledge not in ATTACKS[self.attack].knows:
+                fitting = ", ".join(ATTACKS[self.attack].knows)
+                raise UserError(f"attack {self.attack} cannot have {self.knowledge} jitter; it can have {fitting}")
             if self.source != "sensor":
                 raise UserError(f"an attack changes sensor frames, so its source must be 'sensor', not {self.source!r}")
 
@@ -67,7 +69,7 @@ class Condition:
         Raises:
             UserError: that is no attack on 8-bit pixels.
         """
-        return Threat(self.eps, self.steps, self.knowledge, self.draws)
+        return Threat(self.eps, self.steps, self.knowledge, self.draws, self.restarts)
 
     @property
     def own_only(self) -> bool:
@@ -81,7 +83,7 @@ class Condition:
     def described(self) -> dict[str, Any]:
         """What a run keeps of it; only one with a shift or other eyes speaks of them, as runs did before there were."""
         said = {"shift": self.shift, "severity": self.shift, "eyes": self.eyes}
-        later = {"knowledge": "unknown", "draws": 4, "region": "frame", "surrogate": None}
+        later = {"knowledge": "unknown", "draws": 4, "region": "frame", "surrogate": None, "restarts": 1}
         return {n: v for n, v in vars(self).items() if said.get(n, "") is not None and later.get(n, ...) != v}
 
     def make_shift(self, rng: np.random.Generator) -> Shift | None:

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,18 @@ import numpy as np
 from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.moments import sample_moments
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Victim, make_mask
+from mrvlm_sim.metrics.attacks.base import Prepared
 from mrvlm_sim.metrics.attacks.gradient import GradientAttack
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.external import as_dict
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, simulator_state
 from mrvlm_sim.wrappers import MultiResolutionTokens
 from mrvlm_sim.wrappers.shifts import under
+
+PREPARED_ON = 16  # looks from as many episodes
+OTHER_SEED = 2**31 - 1  # of those episodes, which no run is of by chance
 
 Watcher = Callable[[MultiResolutionTokens], None]  # called after every step, for videos
 
@@ -91,7 +97,10 @@ def _run(
     def stream(purpose: str) -> np.random.Generator:
         return generator(suite_seed, environment, episode, purpose)
 
-    attack, shift = _attack(condition, policy, env, stream("attack")), condition.make_shift(stream("shift"))
+    attack, shift = (
+        _attack(condition, policy, env, environment, stream("attack")),
+        condition.make_shift(stream("shift")),
+    )
     needs = requirements_of(policy)
     cameras = condition.look_through(needs.cameras)
     hook = shift.frames if shift is not None and shift.of_frames else attack
@@ -143,14 +152,33 @@ def _play(
         watch(wrapped)
 
 
-def _attack(condition: Condition, policy: Policy, env: SuiteEnv, rng: np.random.Generator) -> Attack | None:
+def _attack(
+    condition: Condition, policy: Policy, env: SuiteEnv, environment: str, rng: np.random.Generator
+) -> Attack | None:
     if condition.attack is None:
         return None
-    kind, mask, victim = ATTACKS[condition.attack], make_mask(condition.region), victim_of(policy, env)
+    attack = _make_attack(condition, policy, rng, env)
+    if isinstance(attack, Prepared):
+        attack.take_over(_prepared(condition, policy, environment))  # type: ignore[arg-type]
+    return attack
+
+
+def _make_attack(condition: Condition, policy: Policy, rng: np.random.Generator, env: SuiteEnv | None = None) -> Attack:
+    kind, mask, victim = ATTACKS[str(condition.attack)], make_mask(condition.region), victim_of(policy, env)
     if condition.surrogate is None:
         return kind(condition.threat, victim, rng, mask)
     assert issubclass(kind, GradientAttack)
     return kind(condition.threat, victim, rng, mask, surrogate_of(condition.surrogate, victim))
+
+
+@lru_cache(maxsize=8)
+def _prepared(condition: Condition, policy: Any, environment: str) -> Any:
+    """An attack that has seen other episodes: the same ones for every run."""
+    looks = [(m.frames, m.observation) for m in sample_moments(policy, environment, PREPARED_ON, OTHER_SEED)]
+    attack = _make_attack(condition, policy, generator(OTHER_SEED, environment, 0, "attack"))
+    assert isinstance(attack, Prepared)
+    attack.prepare(looks)
+    return attack
 
 
 def victim_of(policy: Policy, env: SuiteEnv | None = None) -> Victim:

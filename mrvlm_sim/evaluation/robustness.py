@@ -10,7 +10,7 @@ import pandas as pd
 
 from mrvlm_sim.agents.policy import Policy, requirements_of
 from mrvlm_sim.agents.registry import policy_name
-from mrvlm_sim.errors import UserError
+from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.store import read_episodes, read_parts
@@ -47,6 +47,7 @@ def attack_conditions(
     knowledge: Sequence[Knowledge] = ("unknown",),
     regions: Sequence[str] = ("frame",),
     surrogates: Sequence[str] = (),
+    restarts: int = 1,
 ) -> list[Condition]:
     """The clean condition and every attack of every size, with all knowledge, in all regions.
 
@@ -55,12 +56,17 @@ def attack_conditions(
     Raises:
         UserError: unknown attack or knowledge, a size out of range, no region, or nothing that fits together.
     """
+    for name in attacks:
+        if name not in ATTACKS:
+            raise unknown_name("attack", name, ATTACKS)
     found = [CLEAN]
     sizes = list(dict.fromkeys(sizes))
     for size, name, known, region in product(sizes, attacks, knowledge, regions):
-        if (name == "noise" and known != knowledge[0]) or (known == "chosen" and not ATTACKS[name].white_box):
-            continue  # noise asks nothing, so that there is nothing to know; and only gradients choose
+        if (name == "noise" and known != knowledge[0]) or known not in ATTACKS[name].knows:
+            continue  # noise asks nothing, so that there is nothing to know
         given: dict[str, Any] = {"eps": size, "steps": steps, "knowledge": known, "draws": draws, "region": region}
+        if ATTACKS[name].white_box:
+            given["restarts"] = restarts
         found.append(Condition(_title(name, size, known, region), "sensor", name, **given))
         if known in ("off", "unknown") and ATTACKS[name].white_box:
             titles = ((_title(f"{name} from {policy_name(other)}", size, known, region), other) for other in surrogates)
@@ -110,9 +116,10 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
     """One line per policy and condition, and one per policy and size for the worst of all attacks of that size.
 
     Numbers are raw: rates in [0, 1]; `deviation` of the actions as a part of their range, mean over looks; `drop` is
-    clean minus attacked on the same episodes; `steps` until success, or the end; passes of single observations in every
-    episode. An episode succeeds under the worst of all if it did under every attack that it met. `errors` counts those
-    that ended in one, which is no success.
+    clean minus attacked on the same episodes; `steps` until success, or the end; `failed_after` as many, of those that
+    failed; passes of single observations in every episode. An episode succeeds under the worst of all if it did under
+    every attack that it met of this size or less, which all are within the bound. `errors` counts those that ended in
+    one, which is no success.
     """
     lines = []
     for policy in dict.fromkeys(rows["policy"]):
@@ -127,8 +134,9 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
             lines += [
                 _line(policy, str(name), size, under, clean) for name, under in of_size.groupby("condition", sort=False)
             ]
-            if of_size["condition"].nunique() > 1:
-                lines.append(_line(policy, WORST, size, worst_of(of_size), clean))
+            within = attacked[sizes <= size]
+            if within["condition"].nunique() > 1:
+                lines.append(_line(policy, WORST, size, worst_of(within), clean))
     return pd.DataFrame(lines)
 
 
@@ -160,6 +168,7 @@ def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: p
         line |= {"drop": compared.difference, "drop_low": compared.low, "drop_high": compared.high}
     means = rows[["action_deviation", "steps", "forwards", "backwards"]].mean().to_dict()
     line["errors"] = int((rows["error"] != "").sum())
+    line["failed_after"] = rows.loc[~rows["success"].astype(bool), "steps"].mean()
     return line | {"deviation" if name == "action_deviation" else name: value for name, value in means.items()}
 
 
@@ -178,6 +187,7 @@ def pretty_robustness(table: pd.DataFrame) -> pd.DataFrame:
                 "drop": drop,
                 "action deviation %": f"{100 * line['deviation']:.1f}" if attacked else "-",
                 "steps": f"{line['steps']:.0f}",
+                "to failure": "-" if np.isnan(line["failed_after"]) else f"{line['failed_after']:.0f}",
                 "forwards": f"{line['forwards']:.0f}" if attacked else "-",
                 "backwards": f"{line['backwards']:.0f}" if attacked else "-",
                 "errors": str(line["errors"]),

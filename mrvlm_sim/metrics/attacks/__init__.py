@@ -8,6 +8,7 @@ from mrvlm_sim.metrics.attacks.regions import make_mask
 from mrvlm_sim.metrics.attacks.search import BestOfNoise, HardLabel, Noise, Square
 from mrvlm_sim.metrics.attacks.threat import KNOWLEDGE, Knowledge, Threat, check_size
 from mrvlm_sim.metrics.attacks.transfer import Surrogate
+from mrvlm_sim.metrics.attacks.universal import Universal
 
 ATTACKS: Mapping[str, type[Attack]] = {
     "noise": Noise,
@@ -20,6 +21,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
     "features": Features,
     "square": Square,
     "hard-label": HardLabel,
+    "universal": Universal,
 }
 
 __all__ = [

@@ -6,22 +6,24 @@ to the valid range and to the pixels that may be changed, and checks what is fed
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mrvlm_sim.metrics.attacks.threat import Threat
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.metrics.attacks.regions import FreePatch, Mask
+from mrvlm_sim.metrics.attacks.threat import KNOWLEDGE, Threat
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv
 from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.wrappers.tokens import Frames
 
 TensorFrames = dict[str, Tensor]  # camera -> float (S, S, 3) in [0, 1]
 Origins = dict[str, np.ndarray]  # camera -> int64 (K, levels, 2), corners of the cutouts in K draws of the jitter
-Mask = Callable[[int], np.ndarray]  # width of the frame -> bool (S, S), which pixels may be changed
+Look = tuple[Frames, Observation]  # what an attack is given in one look
 
 
 @runtime_checkable
@@ -65,14 +67,21 @@ def tensors(frames: Frames) -> TensorFrames:
 class Attack(ABC):
     """An attack on every camera that a policy sees, L-infinity of size `threat.eps` on the pixels of `mask`.
 
+    Raises:
+        UserError: it cannot know that much of the jitter.
+
     After a call, `chosen` says where the levels must lie, if the attacker may choose that; `largest`, the largest
     change so far in sensor values; `forwards` and `backwards`, what it has cost in passes of single observations.
     """
 
     white_box = False
     needs: ClassVar[type] = object  # protocol that the policy must fulfil
+    knows: ClassVar[Sequence[str]] = KNOWLEDGE  # what it can know of the jitter
 
     def __init__(self, threat: Threat, victim: Victim, rng: np.random.Generator, mask: Mask | None = None) -> None:
+        if threat.knowledge not in self.knows:
+            name, fitting = type(self).__name__, ", ".join(self.knows)
+            raise UserError(f"{name} cannot have {threat.knowledge} jitter; it can have {fitting}")
         self.threat, self.victim, self.rng, self.mask = threat, victim, rng, mask
         self.policy, self.pyramids = victim.policy, victim.pyramids
         self.chosen: dict[str, np.ndarray] | None = None
@@ -94,6 +103,8 @@ class Attack(ABC):
             AssertionError: the bound is broken all the same.
         """
         clean = {camera: frame.copy() for camera, frame in frames.items()}  # whatever an attack does to its own
+        if isinstance(self.mask, FreePatch) and self.mask.place is None:
+            self.mask.place = self.choose_place(frames, observation)
         proposed = self.propose(frames, observation)
         attacked = {camera: self._held(frame, proposed[camera]) for camera, frame in clean.items()}
         self._note_deviation(clean, attacked, observation)
@@ -108,6 +119,11 @@ class Attack(ABC):
         chunks = [policy.action_chunks(tensors(frames), origins, observation) for frames in (clean, attacked)]
         did, does = (chunk[:, : self.victim.executed].clamp(-1, 1) for chunk in chunks)
         self.deviations.append(float((does - did).abs().mean()) / 2)
+
+    def choose_place(self, frames: Frames, observation: Observation) -> tuple[float, float]:
+        """Where to put a patch (u, v) that may lie anywhere, and stays there for the episode: at random."""
+        u, v = self.rng.uniform(-1, 1, 2).tolist()
+        return u, v
 
     @abstractmethod
     def propose(self, frames: Frames, observation: Observation) -> Frames:
@@ -165,3 +181,15 @@ class Attack(ABC):
             else torch.from_numpy(self.mask(size)[..., None]).float()
             for camera, size in sizes.items()
         }
+
+
+class Prepared(ABC):
+    """What attacks are, besides, that get ready on other episodes before their first one."""
+
+    @abstractmethod
+    def prepare(self, looks: Sequence[Look]) -> None:
+        """Get ready on looks from other episodes."""
+
+    @abstractmethod
+    def take_over(self, other: Self) -> None:
+        """Be as ready as another one of its kind that was prepared."""

@@ -12,16 +12,18 @@ from mrvlm_sim.metrics.attacks.base import (
     Attack,
     DifferentiablePolicy,
     EncodingPolicy,
-    Mask,
     Origins,
     TensorFrames,
     Victim,
     tensors,
 )
 from mrvlm_sim.metrics.attacks.objectives import Decoy, Deviation, ExecutedDeviation, FeatureDeviation, Objective
+from mrvlm_sim.metrics.attacks.regions import FreePatch, Mask, patch_places, patch_sums
 from mrvlm_sim.metrics.attacks.threat import Threat
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
+
+PLACES = 4  # at which a patch is tried
 
 
 class GradientAttack(Attack):
@@ -67,7 +69,12 @@ class GradientAttack(Attack):
         if self.threat.knowledge == "chosen":
             return self._worst_placed(frames, observation)
         self.begin(frames, observation)
-        return self._moved(self.climb())
+        return self._moved(self._highest())
+
+    def _highest(self) -> TensorFrames:
+        """Of what the restarts find; each that is compared costs one more look."""
+        found = [self.climb() for _ in range(self.threat.restarts)]
+        return found[0] if len(found) == 1 else max(found, key=self.loss)
 
     def _worst_placed(self, frames: Frames, observation: Observation) -> Frames:
         """The attack on each of so many draws of the jitter, and the draw where it does most."""
@@ -76,8 +83,8 @@ class GradientAttack(Attack):
         for place in _singly(self.draw(observation)):
             self._assumed = place
             self.begin(frames, observation)
-            change = self.climb()
-            loss, _ = self.gradient(change)
+            change = self._highest()
+            loss = self.loss(change)
             if not loss <= worst:
                 worst, found = loss, self._moved(change)
                 self.chosen = {camera: places[0] for camera, places in place.items()}
@@ -100,6 +107,27 @@ class GradientAttack(Attack):
         """The change, clipped to the bound, to the valid range and to what may be changed."""
         eps, clean = self.threat.eps, self.clean
         return {c: self.allowed[c] * ((f + change[c].clamp(-eps, eps)).clamp(0, 1) - f) for c, f in clean.items()}
+
+    @torch.no_grad()
+    def loss(self, change: Mapping[str, Tensor]) -> float:
+        """The objective at a change, over fresh draws of the jitter."""
+        origins = self.draw(self.observation)
+        self.forwards += _count(origins)
+        moved = {camera: frame + change[camera] for camera, frame in self.clean.items()}
+        return self.objective.loss(moved, origins, self.observation).item()
+
+    def choose_place(self, frames: Frames, observation: Observation) -> tuple[float, float]:
+        """Of the places where the frame is steepest, the one where the attack does most."""
+        assert isinstance(self.mask, FreePatch)
+        self.begin(frames, observation)
+        _, slopes = self.gradient(self.random_change())
+        steepest = np.argsort(sum(patch_sums(slope.abs().sum(-1).numpy()) for slope in slopes.values()))[-PLACES:]
+        worth = dict[tuple[float, float], float]()
+        for place in (patch_places()[index] for index in steepest.tolist()):
+            self.mask.place = place
+            self.begin(frames, observation)
+            worth[place] = self.loss(self.climb())
+        return max(worth, key=lambda place: worth[place])
 
     def gradient(self, change: Mapping[str, Tensor]) -> tuple[float, TensorFrames]:
         """The objective at a change, and its gradient; over fresh draws of the jitter, all in one pass."""

@@ -1,18 +1,20 @@
 """Where in the frame an attack may change pixels."""
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.metrics.attacks.base import Mask
 
+Mask = Callable[[int], np.ndarray]  # width of the frame -> bool (S, S), which pixels may be changed
 NUMBER = r"-?\d*\.?\d+"
 PATCH = re.compile(rf"patch@({NUMBER}),({NUMBER})")
 RING = re.compile(rf"ring@({NUMBER})-({NUMBER})")
 PATCH_AREA = 0.05  # of the frame
-FORMS = "frame; patch@U,V, a square of 5 % of the frame around that point; or ring@A-B, so far from the middle"
+GRID = 9  # places along each side where a patch may go that chooses its place
+FORMS = "frame; patch, 5 % of it where the attack likes; patch@U,V, there; or ring@A-B, so far from the middle"
 
 
 def make_mask(region: str) -> Mask | None:
@@ -25,6 +27,8 @@ def make_mask(region: str) -> Mask | None:
     """
     if region == "frame":
         return None
+    if region == "patch":
+        return FreePatch()
     if found := PATCH.fullmatch(region):
         u, v = map(float, found.groups())
         if max(abs(u), abs(v)) <= 1:
@@ -36,6 +40,15 @@ def make_mask(region: str) -> Mask | None:
     raise UserError(f"a region is {FORMS} (in half-widths of the frame, the second further out), not {region!r}")
 
 
+class FreePatch:
+    """A square of 5 % of the frame at a `place` (u, v) that the attack chooses in its first look."""
+
+    place: tuple[float, float] | None = None
+
+    def __call__(self, size: int) -> np.ndarray:
+        return np.ones((size, size), bool) if self.place is None else _patch(size, *self.place)
+
+
 @lru_cache
 def _patch(size: int, u: float, v: float) -> np.ndarray:
     """As near to its place as it can be inside the frame."""
@@ -44,6 +57,17 @@ def _patch(size: int, u: float, v: float) -> np.ndarray:
     mask = np.zeros((size, size), bool)
     mask[y : y + side, x : x + side] = True
     return mask
+
+
+def patch_places() -> list[tuple[float, float]]:
+    """A grid (u, v) of places for a patch, from edge to edge."""
+    along = (1 - PATCH_AREA**0.5) * np.linspace(-1, 1, GRID)
+    return [(float(u), float(v)) for v in along for u in along]
+
+
+def patch_sums(values: np.ndarray) -> np.ndarray:
+    """The sum of values (S, S) in the patch at each of those places."""
+    return np.array([values[_patch(values.shape[0], u, v)].sum() for u, v in patch_places()])
 
 
 @lru_cache

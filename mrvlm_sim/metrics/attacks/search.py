@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, Mask, Origins, Victim, tensors
-from mrvlm_sim.metrics.attacks.threat import Threat
+from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, Origins, tensors
 from mrvlm_sim.sim.suite_env import Observation, decode_instruction
 from mrvlm_sim.vision import cut, tokenise
 from mrvlm_sim.wrappers.tokens import Frames
@@ -27,17 +26,13 @@ class Noise(Attack):
 
 
 class Search(Attack):
-    """Asks the policy about frames, and keeps the one that moves its actions farthest; a new attack fills `change`.
+    """Asks the policy about frames, and keeps the one that moves its actions farthest; a new attack fills `change`."""
 
-    Raises:
-        UserError: it is to choose the jitter, which only attacks with gradients do.
-    """
+    knows = ("off", "known", "unknown")
 
-    def __init__(self, threat: Threat, victim: Victim, rng: np.random.Generator, mask: Mask | None = None) -> None:
-        super().__init__(threat, victim, rng, mask)
-        if threat.knowledge == "chosen":
-            raise UserError(f"{type(self).__name__} does not choose the jitter; take an attack with gradients")
-        self.queries = QUERIES * threat.steps
+    @property
+    def queries(self) -> int:
+        return QUERIES * self.threat.steps
 
     def propose(self, frames: Frames, observation: Observation) -> Frames:
         self.clean, self.observation = frames, observation

@@ -27,11 +27,14 @@ class Threat:
     steps: int = 10  # gradient steps; searches ask the policy QUERIES times as often
     knowledge: Knowledge = "unknown"
     draws: int = 4  # of the jitter, in every step
+    restarts: int = 1  # of attacks with gradients, from other beginnings: the one that does most is kept
 
     def __post_init__(self) -> None:
         check_size(self.eps, self.steps)
         if self.draws < 1:
             raise UserError(f"an attack takes at least 1 draw of the jitter, not {self.draws}")
+        if self.restarts < 1:
+            raise UserError(f"an attack begins at least once, not {self.restarts} times")
         if self.knowledge not in KNOWLEDGE:
             raise unknown_name("knowledge of the jitter", self.knowledge, KNOWLEDGE)
 

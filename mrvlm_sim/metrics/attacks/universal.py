@@ -1,0 +1,54 @@
+"""One change for all frames, found on other episodes than those it is tried in."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+
+from mrvlm_sim.metrics.attacks.base import Look, Prepared, TensorFrames, tensors
+from mrvlm_sim.metrics.attacks.gradient import GradientAttack
+from mrvlm_sim.metrics.attacks.regions import FreePatch, patch_places, patch_sums
+from mrvlm_sim.sim.suite_env import Observation
+from mrvlm_sim.wrappers.tokens import Frames
+
+PASSES = 10  # gradient steps while it is prepared, for every one of the budget
+
+
+class Universal(GradientAttack, Prepared):
+    """A universal perturbation (Moosavi-Dezfooli et al., 2017): sign steps over looks from other episodes.
+
+    Its deviation from the clean actions is climbed look by look, in expectation over the jitter, with steps that shrink
+    to nothing. What that costs is not counted among the passes of an episode, which ask nothing.
+    """
+
+    knows = ("off", "unknown")
+    prepared: TensorFrames
+
+    def prepare(self, looks: Sequence[Look]) -> None:
+        """Find the change, which is kept in `prepared`, and where a patch goes that may lie anywhere."""
+        eps, steps = self.threat.eps, PASSES * self.threat.steps
+        shapes = {camera: frame.shape for camera, frame in looks[0][0].items()}
+        change = {c: torch.from_numpy(self.rng.uniform(-eps, eps, shape)).float() for c, shape in shapes.items()}
+        if isinstance(self.mask, FreePatch):
+            self.mask.place = self._steepest_place(looks, change)
+        for step in range(steps):
+            self.begin(*looks[int(self.rng.integers(len(looks)))])
+            _, gradient = self.gradient(change)
+            size = eps * (1 - step / steps)
+            change = {c: self.allowed[c] * (change[c] + size * gradient[c].sign()).clamp(-eps, eps) for c in change}
+        self.prepared = change
+
+    def _steepest_place(self, looks: Sequence[Look], change: TensorFrames) -> tuple[float, float]:
+        total = np.zeros(len(patch_places()))
+        for look in looks:
+            self.begin(*look)
+            _, slopes = self.gradient(change)
+            total += sum(patch_sums(slope.abs().sum(-1).numpy()) for slope in slopes.values())
+        return patch_places()[int(total.argmax())]
+
+    def take_over(self, other: Self) -> None:
+        self.prepared, self.mask = other.prepared, other.mask
+
+    def propose(self, frames: Frames, observation: Observation) -> Frames:
+        return {camera: (frame + self.prepared[camera]).numpy() for camera, frame in tensors(frames).items()}
