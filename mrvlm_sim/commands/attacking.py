@@ -41,7 +41,7 @@ def attack(
     surrogate: Annotated[list[str] | None, typer.Option(help="Arm that attacks are also found on; repeatable.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; default: the budget's.")] = None,
     draws: Annotated[int | None, typer.Option(min=1, help="Draws of the jitter in every step.")] = None,
-    restarts: Annotated[int, typer.Option(min=1, help="Of attacks with gradients; the best is kept.")] = 1,
+    restarts: Annotated[int | None, typer.Option(min=1, help="Of attacks with gradients; the best is kept.")] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="Per policy and attack.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Suite seed: names the episodes.")] = 0,
     settings: Settings = None,
@@ -80,7 +80,7 @@ def attack(
         cast("list[Knowledge]", list(dict.fromkeys(knowledge or ["unknown"]))),
         list(dict.fromkeys(region or ["frame"])),
         list(dict.fromkeys(surrogate or [])),
-        restarts,
+        restarts or preset.restarts,
     )
     env = with_settings(env, settings or [])
     chosen = tuple(dict.fromkeys(policy))

@@ -30,12 +30,13 @@ class Budget(NamedTuple):
     steps: int
     draws: int
     episodes: int
+    restarts: int = 1  # of attacks with gradients
 
 
 BUDGETS: Mapping[str, Budget] = {
     "quick": Budget(("noise", "pgd", "features"), 5, 2, 10),
-    "standard": Budget(("noise", "best-noise", "fgsm", "pgd", "apgd", "mad", "features", "square"), 20, 4, 50),
-    "thorough": Budget(tuple(ATTACKS), 50, 8, 200),
+    "standard": Budget(("noise", "best-noise", "fgsm", "pgd", "apgd", "mad", "features", "square"), 20, 4, 50, 2),
+    "thorough": Budget(tuple(ATTACKS), 50, 8, 200, 4),
 }
 
 
