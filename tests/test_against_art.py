@@ -37,7 +37,7 @@ class Margin(nn.Module):
 
     def action_chunks(self, frames: Mapping[str, Tensor], origins: object, observation: object) -> Tensor:
         logits = self(frames["wrist"].movedim(-1, 0)[None])
-        return (logits[:, :1] - logits[:, 1:]).tanh()[:, None]
+        return (logits[:, :1] - logits[:, 1:])[:, None] / 4  # well within the actions' range: both directions pay
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def theirs(network: Margin, frames: np.ndarray, attack: type, **how: object) -> 
 
 
 def pushed(network: Margin, frames: np.ndarray, attacked: np.ndarray) -> float:
-    """How far the squashed margin was moved, mean over frames."""
-    return float(np.abs(np.tanh(margins(network, attacked)) - np.tanh(margins(network, frames / 255))).mean())
+    """How far the margin was moved, mean over frames."""
+    return float(np.abs(margins(network, attacked) - margins(network, frames / 255)).mean())
 
 
 def test_pgd_does_as_much(network: Margin, frames: np.ndarray) -> None:
@@ -92,6 +92,7 @@ def test_pgd_does_as_much(network: Margin, frames: np.ndarray) -> None:
 
 def test_square_does_as_much(network: Margin, frames: np.ndarray) -> None:
     queries = 400
+    np.random.seed(0)  # noqa: NPY002 - art draws from there
     art = theirs(
         network, frames, SquareAttack, max_iter=queries, nb_restarts=1, p_init=Square.area,
         adv_criterion=lambda predicted, label: np.zeros(len(predicted), bool),  # never content
