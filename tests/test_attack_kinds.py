@@ -18,9 +18,9 @@ from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import run_episode
-from mrvlm_sim.evaluation.moments import Moment, harm
+from mrvlm_sim.evaluation.moments import harm
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Threat, Victim
-from mrvlm_sim.metrics.attacks.base import Prepared
+from mrvlm_sim.metrics.attacks.base import Moment, Prepared
 from mrvlm_sim.metrics.attacks.gradient import APGD, FGSM, MAD, PGD, Features, Targeted
 from mrvlm_sim.metrics.attacks.objectives import way_to_another
 from mrvlm_sim.metrics.attacks.search import BestOfNoise, HardLabel, Noise, Square
@@ -259,9 +259,9 @@ class TestWhatIsKnownOfTheJitter:
             Threat(EPS, knowledge="knwon")  # type: ignore[arg-type]
 
 
-def prepare(attack: Attack, frames: Frames, observation: Observation) -> None:
+def prepare(attack: Attack, frames: Frames, observation: Observation, env: ManipulationEnv) -> None:
     if isinstance(attack, Prepared):
-        attack.prepare([(frames, observation)])
+        attack.prepare([Moment(frames, observation, attack.note(env))])
 
 
 class TestRules:
@@ -273,7 +273,7 @@ class TestRules:
         observation, _ = env.reset(seed=0)
         frames = {"wrist": env.renderer.frame("wrist", PYRAMID.frame_size)}
         attack = make(ATTACKS[name], tiny, mask=left_half, env=env, steps=2)
-        prepare(attack, frames, observation)
+        prepare(attack, frames, observation, env)
         change = attack(frames, observation)["wrist"].astype(int) - frames["wrist"]
         assert (change[:, 64:] == 0).all()
         assert np.abs(change[:, :64]).max() == 8
@@ -282,10 +282,10 @@ class TestRules:
     def test_what_it_costs_is_counted(self, name: str, tiny: TrainedPolicy, env: ManipulationEnv) -> None:
         observation, _ = env.reset(seed=0)
         attack, frames = make(ATTACKS[name], tiny, env=env, steps=3), {"wrist": env.renderer.frame("wrist", 128)}
-        prepare(attack, frames, observation)
+        prepare(attack, frames, observation, env)
         before = attack.backwards
         attack(frames, observation)
-        steps = {"fgsm": 1, "universal": 0}.get(name, 3)
+        steps = 0 if isinstance(attack, Prepared) else 1 if name == "fgsm" else 3
         assert attack.backwards - before == (4 * steps if attack.white_box else 0)
         assert (attack.forwards > 0) == (name != "noise")
 

@@ -19,9 +19,9 @@ from mrvlm_sim.agents.policy import Policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
-from mrvlm_sim.evaluation.moments import Moment, harm, redraws, sample_moments
+from mrvlm_sim.evaluation.moments import harm, redraws, sample_moments
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat
-from mrvlm_sim.metrics.attacks.base import Origins, tensors
+from mrvlm_sim.metrics.attacks.base import Moment, Origins, tensors
 from mrvlm_sim.metrics.attacks.gradient import PGD, GradientAttack
 from mrvlm_sim.metrics.attacks.objectives import Deviation
 from mrvlm_sim.metrics.statistics import mean_interval

@@ -76,7 +76,7 @@ class Condition:
         """Whether it takes an environment of this suite's own."""
         return (
             self.eyes == "gaze-oracle"
-            or self.attack == "targeted"
+            or (self.attack is not None and ATTACKS[self.attack].own_only)
             or (self.shift is not None and SHIFTS[self.shift].own_only)
         )
 

@@ -174,10 +174,9 @@ def _make_attack(condition: Condition, policy: Policy, rng: np.random.Generator,
 @lru_cache(maxsize=8)
 def _prepared(condition: Condition, policy: Any, environment: str) -> Any:
     """An attack that has seen other episodes: the same ones for every run."""
-    looks = [(m.frames, m.observation) for m in sample_moments(policy, environment, PREPARED_ON, OTHER_SEED)]
     attack = _make_attack(condition, policy, generator(OTHER_SEED, environment, 0, "attack"))
     assert isinstance(attack, Prepared)
-    attack.prepare(looks)
+    attack.prepare(sample_moments(policy, environment, PREPARED_ON, OTHER_SEED, attack.note))
     return attack
 
 

@@ -1,46 +1,53 @@
 """Single looks of clean episodes, on which attacks can be compared without running episodes."""
 
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from typing import Any
 
+import mujoco
 import numpy as np
 import torch
 
 from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, requirements_of
 from mrvlm_sim.metrics.attacks import DifferentiablePolicy, Victim
-from mrvlm_sim.metrics.attacks.base import Origins, tensors
+from mrvlm_sim.metrics.attacks.base import Moment, Origins, tensors
 from mrvlm_sim.seeding import generator, integer_seed
-from mrvlm_sim.sim.suite_env import Observation
+from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, set_state, simulator_state
 from mrvlm_sim.tasks import make_env
 from mrvlm_sim.wrappers import MultiResolutionTokens
 from mrvlm_sim.wrappers.tokens import Frames
 
-
-@dataclass(frozen=True)
-class Moment:
-    """What a hook of the wrapper is given in one look."""
-
-    frames: Frames
-    observation: Observation
+Note = Callable[[SuiteEnv], Any]
 
 
 class _Watching:
-    """A hook that changes nothing and remembers every look."""
+    """A hook that changes nothing and remembers every look, and the state of the simulation in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: SuiteEnv) -> None:
+        self.env = env
         self.moments: list[Moment] = []
+        self.states: list[np.ndarray] = []
 
     def __call__(self, frames: Frames, observation: Observation) -> Frames:
         self.moments.append(Moment({camera: frame.copy() for camera, frame in frames.items()}, observation))
+        self.states.append(simulator_state(self.env))
         return frames
 
+    def noted(self, index: int, note: Note) -> Moment:
+        """One of the looks, with what is noted of the scene as it was then."""
+        set_state(self.env.model, self.env.data, self.states[index])
+        mujoco.mj_forward(self.env.model, self.env.data)
+        return self.moments[index]._replace(noted=note(self.env))
 
-def sample_moments(policy: Policy, environment: str, count: int, seed: int) -> list[Moment]:
+
+def sample_moments(
+    policy: Policy, environment: str, count: int, seed: int, note: Note = lambda env: None
+) -> list[Moment]:
     """Looks from as many clean episodes of a policy, so that they are independent, each at a random step."""
     needs, found = requirements_of(policy), list[Moment]()
     with closing(make_env(environment)) as env:
         for episode in range(count):
-            hook = _Watching()
+            hook = _Watching(env)
             jitter = generator(seed, environment, episode, "jitter")
             eyes = MultiResolutionTokens(env, needs.cameras, "sensor", hook, needs.frame_interval, jitter)
             observation, info = eyes.reset(seed=integer_seed(seed, environment, episode, "initial state"))
@@ -51,7 +58,8 @@ def sample_moments(policy: Policy, environment: str, count: int, seed: int) -> l
                 action = policy.act(batch_of_one(observation))[0].astype(np.float32)
                 observation, _, terminated, truncated, _ = eyes.step(action)
                 over = terminated or truncated
-            found.append(hook.moments[generator(seed, environment, episode, "look").integers(len(hook.moments))])
+            index = int(generator(seed, environment, episode, "look").integers(len(hook.moments)))
+            found.append(hook.noted(index, note))
     return found
 
 

@@ -13,8 +13,9 @@ import pandas as pd
 
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import victim_of
-from mrvlm_sim.evaluation.moments import Moment, harm, redraws
+from mrvlm_sim.evaluation.moments import harm, redraws
 from mrvlm_sim.metrics.attacks import Threat, Victim, make_mask
+from mrvlm_sim.metrics.attacks.base import Moment
 from mrvlm_sim.metrics.attacks.gradient import PGD
 from mrvlm_sim.metrics.statistics import mean_interval
 from mrvlm_sim.paths import make_parent, write_atomically

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from typing import Any
 
 import gymnasium
@@ -14,12 +13,13 @@ from mrvlm_sim.sim.camera import Decor
 from mrvlm_sim.sim.env import ManipulationEnv
 from mrvlm_sim.sim.sight import ROBOT_GROUP
 from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, encode_instruction
+from mrvlm_sim.sim.tiles import THIN, tile_places, tiles
 from mrvlm_sim.wrappers.corruptions import Blur, Brightness, Compression, Noise, Occlusion
 from mrvlm_sim.wrappers.shift import Shift
 
 Triple = tuple[float, float, float]
 
-TILE, THIN = 0.1, 0.0001  # metres: width, half height
+TILE = 0.1  # metres wide
 AROUND_TASKS = (0.30, -0.40), (0.70, 0.40)  # metres, where more things may stand
 CLEARANCE = 0.01  # metres between any two of them
 SHAPES = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER
@@ -86,15 +86,8 @@ class Texture(Shift):
         return [] if self.severity == 0 else [*self._tiles(env), *self._shades(env.model)]
 
     def _tiles(self, env: SuiteEnv) -> list[Decor]:
-        table = env.model.geom("table")
-        size, top = (TILE / 2, TILE / 2, THIN), table.pos[2] + table.size[2] + THIN
-        x, y = (
-            np.arange(middle - half + TILE / 2, middle + half, TILE)
-            for middle, half in zip(table.pos[:2], table.size[:2], strict=True)
-        )
-        return [
-            Decor(mujoco.mjtGeom.mjGEOM_BOX, size, (*place, top), self._near(table.rgba)) for place in product(x, y)
-        ]
+        places = tile_places(env.model, TILE)
+        return tiles(places, TILE, np.array([self._near(env.model.geom("table").rgba) for _ in places]))
 
     def _shades(self, model: mujoco.MjModel) -> list[Decor]:
         on_table = (model.geom_bodyid > 0) & (model.geom_group != ROBOT_GROUP) & (model.geom_matid < 0)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, EncodingPolicy, Victim
 from mrvlm_sim.metrics.attacks.gradient import APGD, FGSM, MAD, PGD, Features, Targeted
+from mrvlm_sim.metrics.attacks.paint import Paint
 from mrvlm_sim.metrics.attacks.regions import make_mask
 from mrvlm_sim.metrics.attacks.search import BestOfNoise, HardLabel, Noise, Square
 from mrvlm_sim.metrics.attacks.threat import KNOWLEDGE, Knowledge, Threat, check_size
@@ -22,6 +23,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
     "square": Square,
     "hard-label": HardLabel,
     "universal": Universal,
+    "paint": Paint,
 }
 
 __all__ = [

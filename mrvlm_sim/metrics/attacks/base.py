@@ -8,7 +8,7 @@ to the valid range and to the pixels that may be changed, and checks what is fed
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,7 +23,14 @@ from mrvlm_sim.wrappers.tokens import Frames
 
 TensorFrames = dict[str, Tensor]  # camera -> float (S, S, 3) in [0, 1]
 Origins = dict[str, np.ndarray]  # camera -> int64 (K, levels, 2), corners of the cutouts in K draws of the jitter
-Look = tuple[Frames, Observation]  # what an attack is given in one look
+
+
+class Moment(NamedTuple):
+    """What an attack is given in one look."""
+
+    frames: Frames
+    observation: Observation
+    noted: Any = None  # what a `Prepared` attack wanted to know of the scene, too
 
 
 @runtime_checkable
@@ -77,6 +84,7 @@ class Attack(ABC):
     white_box = False
     needs: ClassVar[type] = object  # protocol that the policy must fulfil
     knows: ClassVar[Sequence[str]] = KNOWLEDGE  # what it can know of the jitter
+    own_only = False  # whether it takes an environment of this suite's own
 
     def __init__(self, threat: Threat, victim: Victim, rng: np.random.Generator, mask: Mask | None = None) -> None:
         if threat.knowledge not in self.knows:
@@ -186,8 +194,12 @@ class Attack(ABC):
 class Prepared(ABC):
     """What attacks are, besides, that get ready on other episodes before their first one."""
 
+    def note(self, env: SuiteEnv) -> Any:
+        """What to remember of a scene that it prepares on, besides what is seen of it."""
+        return None
+
     @abstractmethod
-    def prepare(self, looks: Sequence[Look]) -> None:
+    def prepare(self, moments: Sequence[Moment]) -> None:
         """Get ready on looks from other episodes."""
 
     @abstractmethod

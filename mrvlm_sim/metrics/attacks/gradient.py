@@ -186,6 +186,7 @@ class Targeted(PGD):
     """PGD that drives the gripper to another thing than the one that was asked for."""
 
     objective_type = Decoy
+    own_only = True
 
 
 class APGD(GradientAttack):

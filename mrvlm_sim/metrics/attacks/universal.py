@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from mrvlm_sim.metrics.attacks.base import Look, Prepared, TensorFrames, tensors
+from mrvlm_sim.metrics.attacks.base import Moment, Prepared, TensorFrames, tensors
 from mrvlm_sim.metrics.attacks.gradient import GradientAttack
 from mrvlm_sim.metrics.attacks.regions import FreePatch, patch_places, patch_sums
 from mrvlm_sim.sim.suite_env import Observation
@@ -25,24 +25,25 @@ class Universal(GradientAttack, Prepared):
     knows = ("off", "unknown")
     prepared: TensorFrames
 
-    def prepare(self, looks: Sequence[Look]) -> None:
+    def prepare(self, moments: Sequence[Moment]) -> None:
         """Find the change, which is kept in `prepared`, and where a patch goes that may lie anywhere."""
         eps, steps = self.threat.eps, PASSES * self.threat.steps
-        shapes = {camera: frame.shape for camera, frame in looks[0][0].items()}
+        shapes = {camera: frame.shape for camera, frame in moments[0].frames.items()}
         change = {c: torch.from_numpy(self.rng.uniform(-eps, eps, shape)).float() for c, shape in shapes.items()}
         if isinstance(self.mask, FreePatch):
-            self.mask.place = self._steepest_place(looks, change)
+            self.mask.place = self._steepest_place(moments, change)
         for step in range(steps):
-            self.begin(*looks[int(self.rng.integers(len(looks)))])
+            moment = moments[int(self.rng.integers(len(moments)))]
+            self.begin(moment.frames, moment.observation)
             _, gradient = self.gradient(change)
             size = eps * (1 - step / steps)
             change = {c: self.allowed[c] * (change[c] + size * gradient[c].sign()).clamp(-eps, eps) for c in change}
         self.prepared = change
 
-    def _steepest_place(self, looks: Sequence[Look], change: TensorFrames) -> tuple[float, float]:
+    def _steepest_place(self, moments: Sequence[Moment], change: TensorFrames) -> tuple[float, float]:
         total = np.zeros(len(patch_places()))
-        for look in looks:
-            self.begin(*look)
+        for moment in moments:
+            self.begin(moment.frames, moment.observation)
             _, slopes = self.gradient(change)
             total += sum(patch_sums(slope.abs().sum(-1).numpy()) for slope in slopes.values())
         return patch_places()[int(total.argmax())]
