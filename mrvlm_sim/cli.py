@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     help="Judge robot policies that see through jittered multi-resolution vision, side by side with uniform ViTs.",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train an arm.")
+train_app = typer.Typer(no_args_is_help=True, help="Train an arm, or an adversary of one.")
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     runs.merge, runs.compare, runs.replay, runs.export, runs.curves, attacking.attack, attacking.audit,
@@ -27,6 +27,7 @@ app.command("eval")(evaluating.evaluate)
 app.add_typer(train_app, name="train")
 train_app.command("bc")(training.train_bc)
 train_app.command("rl")(training.train_rl)
+train_app.command("adversary")(training.train_adversary)
 for command in COMMANDS:
     app.command()(command)
 app.command("list")(looking.list_all)

@@ -39,6 +39,9 @@ def attack(
         typer.Option(help="frame, patch or patch@U,V (5 %, with --eps 1), or ring@A-B; repeatable."),
     ] = None,
     surrogate: Annotated[list[str] | None, typer.Option(help="Arm that attacks are also found on; repeatable.")] = None,
+    adversary: Annotated[
+        list[str] | None, typer.Option(help="Folder of a trained adversary, which directs an attack; repeatable.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps; default: the budget's.")] = None,
     draws: Annotated[int | None, typer.Option(min=1, help="Draws of the jitter in every step.")] = None,
     restarts: Annotated[int | None, typer.Option(min=1, help="Of attacks with gradients; the best is kept.")] = None,
@@ -65,22 +68,19 @@ def attack(
         write_robustness,
     )
     from mrvlm_sim.evaluation.runs import Plan
-    from mrvlm_sim.metrics.attacks import KNOWLEDGE
     from mrvlm_sim.tasks import with_settings
 
     preset = BUDGETS[budget]
-    for name in knowledge or []:
-        if name not in KNOWLEDGE:
-            raise unknown_name("knowledge of the jitter", name, KNOWLEDGE)
     conditions = attack_conditions(
-        list(dict.fromkeys(attack or preset.attacks)),
+        list(dict.fromkeys([*(attack or preset.attacks), *["directed"] * bool(adversary)])),
         [parse_fraction(size) for size in dict.fromkeys(eps or ["4/255"])],
         steps or preset.steps,
         draws or preset.draws,
-        cast("list[Knowledge]", list(dict.fromkeys(knowledge or ["unknown"]))),
+        _knowledge(knowledge or ["unknown"]),
         list(dict.fromkeys(region or ["frame"])),
         list(dict.fromkeys(surrogate or [])),
         restarts or preset.restarts,
+        list(dict.fromkeys(adversary or [])),
     )
     env = with_settings(env, settings or [])
     chosen = tuple(dict.fromkeys(policy))
@@ -102,6 +102,15 @@ def attack(
         console.print(f"results: {run.folder}")
     if interrupted:
         raise typer.Exit(130)
+
+
+def _knowledge(names: list[str]) -> "list[Knowledge]":
+    from mrvlm_sim.metrics.attacks import KNOWLEDGE
+
+    for name in names:
+        if name not in KNOWLEDGE:
+            raise unknown_name("knowledge of the jitter", name, KNOWLEDGE)
+    return cast("list[Knowledge]", list(dict.fromkeys(names)))
 
 
 def audit(

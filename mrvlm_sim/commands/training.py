@@ -168,6 +168,53 @@ def train_rl(
     console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}", markup=False)
 
 
+def train_adversary(
+    env: Env,
+    policy: Annotated[str, typer.Option(help="An arm with weights, or a policy folder.")],
+    eps: Annotated[str, typer.Option(help="Size of its attacks.")] = "4/255",
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of every attack.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of the jitter in every step.")] = 2,
+    decisions: Annotated[int, typer.Option(min=1, help="Looks that it learns from; a multiple of 256.")] = 8192,
+    seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+) -> None:
+    """An adversary that learns by PPO where to drive a policy's actions; goes on from the checkpoint if there is one.
+
+    What it learned is tried with mrvlm-sim attack --adversary FOLDER.
+    """
+    import torch
+
+    from mrvlm_sim.agents.registry import load_policy, policy_name
+    from mrvlm_sim.commands.evaluating import parse_fraction
+    from mrvlm_sim.metrics.attacks import check_size
+    from mrvlm_sim.metrics.attacks.directed import AdversaryCard
+    from mrvlm_sim.paths import runs_folder
+    from mrvlm_sim.tasks import own_card
+    from mrvlm_sim.training.adversary import AdversaryTraining
+
+    own_card(env)
+    size = parse_fraction(eps)
+    check_size(size, steps)
+    torch.set_num_threads(threads)
+    name = policy_name(policy)
+    card = AdversaryCard(
+        environment=env, policy=name, eps=size, steps=steps, draws=draws, training_steps=decisions, seed=seed,
+        sizes=[1, 1],
+    )  # fmt: skip
+    folder = output or runs_folder() / f"adversary-{env}-{name}-{seed}".replace("/", "-")
+    training = AdversaryTraining(load_policy(policy), card, folder)
+    if training.saved:
+        console.print(f"resuming after decision {training.saved}")
+    try:
+        with bar("decisions", decisions) as advance:
+            found = training.run(log_updates(advance))
+    except KeyboardInterrupt:
+        console.print(f"saved up to decision {training.saved}; the same command goes on from there")
+        raise
+    console.print(f"adversary: {found}; try it: mrvlm-sim attack --env {env} --policy {policy} --adversary {found}")
+
+
 def _demonstrations(folders: "Folders", card: "PolicyCard", env: str) -> "Demonstrations":
     from mrvlm_sim.tasks import split_settings
     from mrvlm_sim.training.demos import Demonstrations

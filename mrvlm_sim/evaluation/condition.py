@@ -15,6 +15,15 @@ from mrvlm_sim.wrappers.shift import Shift
 from mrvlm_sim.wrappers.shifts import SHIFTS, check_shift
 from mrvlm_sim.wrappers.tokens import Source
 
+LATER = {  # what runs of old do not speak of, and what it was
+    "knowledge": "unknown",
+    "draws": 4,
+    "region": "frame",
+    "surrogate": None,
+    "restarts": 1,
+    "adversary": None,
+}
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -33,6 +42,7 @@ class Condition:
     region: str = "frame"  # that an attack may change
     surrogate: str | None = None  # a policy that the attack is found on, if not the one it is meant for
     restarts: int = 1  # of an attack with gradients
+    adversary: str | None = None  # folder of a trained one, which says where `directed` drives the actions
 
     def __post_init__(self) -> None:
         if self.eyes is not None and self.eyes not in EYES:
@@ -52,6 +62,8 @@ class Condition:
                 raise UserError(
                     f"attack {self.attack} asks the policy itself; only attacks with gradients are transferred"
                 )
+            if self.adversary is not None and self.attack != "directed":
+                raise UserError(f"an adversary directs the attack directed, not {self.attack}")
             if self.shift is not None or self.eyes is not None:
                 raise UserError("an attack goes with no shift and no other eyes; make each a condition of its own")
             if self.surrogate is not None and self.knowledge not in ("off", "unknown"):
@@ -77,13 +89,21 @@ class Condition:
         return (
             self.eyes == "gaze-oracle"
             or (self.attack is not None and ATTACKS[self.attack].own_only)
+            or self.adversary is not None
             or (self.shift is not None and SHIFTS[self.shift].own_only)
         )
 
     def described(self) -> dict[str, Any]:
         """What a run keeps of it; only one with a shift or other eyes speaks of them, as runs did before there were."""
         said = {"shift": self.shift, "severity": self.shift, "eyes": self.eyes}
-        later = {"knowledge": "unknown", "draws": 4, "region": "frame", "surrogate": None, "restarts": 1}
+        later = {
+            "knowledge": "unknown",
+            "draws": 4,
+            "region": "frame",
+            "surrogate": None,
+            "restarts": 1,
+            "adversary": None,
+        }
         return {n: v for n, v in vars(self).items() if said.get(n, "") is not None and later.get(n, ...) != v}
 
     def make_shift(self, rng: np.random.Generator) -> Shift | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.moments import sample_moments
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Victim, make_mask
 from mrvlm_sim.metrics.attacks.base import Prepared
+from mrvlm_sim.metrics.attacks.directed import Directed, load_adversary
 from mrvlm_sim.metrics.attacks.gradient import GradientAttack
 from mrvlm_sim.seeding import generator, integer_seed
 from mrvlm_sim.sim.external import as_dict
@@ -166,7 +168,10 @@ def _attack(
 def _make_attack(condition: Condition, policy: Policy, rng: np.random.Generator, env: SuiteEnv | None = None) -> Attack:
     kind, mask, victim = ATTACKS[str(condition.attack)], make_mask(condition.region), victim_of(policy, env)
     if condition.surrogate is None:
-        return kind(condition.threat, victim, rng, mask)
+        attack = kind(condition.threat, victim, rng, mask)
+        if condition.adversary is not None and isinstance(attack, Directed):
+            attack.director = load_adversary(Path(condition.adversary))
+        return attack
     assert issubclass(kind, GradientAttack)
     return kind(condition.threat, victim, rng, mask, surrogate_of(condition.surrogate, victim))
 

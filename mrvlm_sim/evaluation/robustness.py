@@ -16,6 +16,7 @@ from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.store import read_episodes, read_parts
 from mrvlm_sim.evaluation.tables import in_percent, paired, signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge
+from mrvlm_sim.metrics.attacks.directed import load_adversary
 from mrvlm_sim.metrics.statistics import compare_paired, wilson
 from mrvlm_sim.paths import write_atomically
 
@@ -49,8 +50,9 @@ def attack_conditions(
     regions: Sequence[str] = ("frame",),
     surrogates: Sequence[str] = (),
     restarts: int = 1,
+    adversaries: Sequence[str] = (),
 ) -> list[Condition]:
-    """The clean condition and every attack of every size, with all knowledge, in all regions.
+    """The clean condition and every attack of every size, with all knowledge, in all regions, and every adversary.
 
     Those with gradients are also found on every surrogate, as far as what they know can be known of it.
 
@@ -60,6 +62,8 @@ def attack_conditions(
     for name in attacks:
         if name not in ATTACKS:
             raise unknown_name("attack", name, ATTACKS)
+    for folder in adversaries:
+        load_adversary(Path(folder))
     found = [CLEAN]
     sizes = list(dict.fromkeys(sizes))
     for size, name, known, region in product(sizes, attacks, knowledge, regions):
@@ -69,6 +73,11 @@ def attack_conditions(
         if ATTACKS[name].white_box:
             given["restarts"] = restarts
         found.append(Condition(_title(name, size, known, region), "sensor", name, **given))
+        if name == "directed":
+            titles = (
+                (_title(f"directed by {Path(other).parent.name}", size, known, region), other) for other in adversaries
+            )
+            found += [Condition(title, "sensor", name, adversary=other, **given) for title, other in titles]
         if known in ("off", "unknown") and ATTACKS[name].white_box:
             titles = ((_title(f"{name} from {policy_name(other)}", size, known, region), other) for other in surrogates)
             found += [Condition(title, "sensor", name, surrogate=other, **given) for title, other in titles]

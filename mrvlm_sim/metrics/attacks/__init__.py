@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from mrvlm_sim.metrics.attacks.base import Attack, DifferentiablePolicy, EncodingPolicy, Victim
+from mrvlm_sim.metrics.attacks.directed import Directed
 from mrvlm_sim.metrics.attacks.gradient import APGD, FGSM, MAD, PGD, Features, Targeted
 from mrvlm_sim.metrics.attacks.paint import Paint
 from mrvlm_sim.metrics.attacks.regions import make_mask
@@ -19,6 +20,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
     "apgd": APGD,
     "mad": MAD,
     "targeted": Targeted,
+    "directed": Directed,
     "features": Features,
     "square": Square,
     "hard-label": HardLabel,
