@@ -19,7 +19,7 @@ train_app = typer.Typer(no_args_is_help=True, help="Train an arm, or an adversar
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     runs.merge, runs.compare, runs.replay, runs.export, runs.curves, attacking.attack, attacking.audit,
-    attacking.rings, evaluating.serve, training.demos, acuity.acuity,
+    attacking.rings, attacking.verdicts, evaluating.serve, training.demos, acuity.acuity,
     looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
 )  # fmt: skip
 

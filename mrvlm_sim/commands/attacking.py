@@ -184,7 +184,7 @@ def rings(
     from mrvlm_sim.agents.registry import load_policy, policy_name
     from mrvlm_sim.evaluation.episode import victim_of
     from mrvlm_sim.evaluation.moments import sample_moments
-    from mrvlm_sim.evaluation.rings import only_camera, pretty_rings, ring_table, write_rings
+    from mrvlm_sim.evaluation.rings import only_camera, pretty_rings, ring_looks, write_rings
     from mrvlm_sim.metrics.attacks import DifferentiablePolicy, Threat
     from mrvlm_sim.paths import runs_folder
     from mrvlm_sim.tasks import make_env, split_settings
@@ -198,8 +198,22 @@ def rings(
     with closing(make_env(env)) as made:
         fovy = float(made.model.camera(made.renderer.cameras[camera]).fovy[0])
     moments = {name: sample_moments(each, env, looks, seed) for name, each in policies.items()}
-    table = ring_table(policies, moments, threat, fovy, seed)
+    found = ring_looks(policies, moments, threat, fovy, seed).assign(environment=env)
     folder = output or runs_folder() / f"rings-{split_settings(env)[0].replace('/', '-')}"
-    write_rings(folder, table)
-    print_table(pretty_rings(table), f"PGD at {eps} in rings of {env}: actions moved, % of their range [95 % CI]")
+    shown = pretty_rings(write_rings(folder, found))
+    print_table(shown, f"PGD at {eps} in rings of {env}: actions moved, % of their range [95 % CI]")
     console.print(f"results: {folder}")
+
+
+def verdicts(
+    attacked: Annotated[list[Path], typer.Argument(help="Runs of attack, one for every environment.")],
+    reference: Annotated[str, typer.Option(help="Policy that the others are to be more robust than.")],
+    audit: Annotated[list[Path] | None, typer.Option(help="Folder of an audit; repeatable.")] = None,
+    rings: Annotated[list[Path] | None, typer.Option(help="Folder of rings; repeatable.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for tables and picture.")] = Path("results/robustness"),
+) -> None:
+    """What attacks, audits and rings together leave of the promises: supported, refuted or inconclusive."""
+    from mrvlm_sim.evaluation.promises import write_verdicts
+
+    print_table(write_verdicts(output, attacked, audit or [], rings or [], reference), "promises of robustness")
+    console.print(f"results: {output}")

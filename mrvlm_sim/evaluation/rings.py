@@ -24,6 +24,8 @@ from mrvlm_sim.vision import Pyramid
 
 NORMALISATIONS = ("sensor pixels", "solid angle", "energy")
 RINGS, REDRAWS = 4, 8
+LOOKS = "rings-looks.csv"
+RING = ("policy", "normalisation", "inner", "outer", "eps")
 Ring = tuple[float, float]  # eccentricity in half-widths of the frame, from and to
 
 
@@ -72,10 +74,10 @@ def ring_harms(
     return np.array(found)
 
 
-def ring_table(
+def ring_looks(
     policies: Mapping[str, object], looks: Mapping[str, Sequence[Moment]], threat: Threat, fovy: float, seed: int
 ) -> pd.DataFrame:
-    """One line per policy, normalisation and ring: mean harm, a part of the actions' range, with its 95 % interval."""
+    """One line per policy, normalisation, ring and look: the harm done there, a part of the actions' range."""
     lines = []
     for name, policy in policies.items():
         victim = victim_of(policy)  # type: ignore[arg-type]
@@ -84,9 +86,18 @@ def ring_table(
             found = rings(normalisation, fovy)
             scales = energy_scale(pyramid, found) if normalisation == "energy" else np.ones(len(found))
             for ring, scale in zip(found, scales.tolist(), strict=True):
-                mean, low, high = mean_interval(ring_harms(victim, looks[name], threat, ring, scale, seed))
                 line = {"policy": name, "normalisation": normalisation, "inner": ring[0], "outer": ring[1]}
-                lines.append({**line, "eps": threat.eps * scale, "harm": mean, "low": low, "high": high})
+                harms = ring_harms(victim, looks[name], threat, ring, scale, seed)
+                lines += [{**line, "eps": threat.eps * scale, "look": i, "harm": harm} for i, harm in enumerate(harms)]
+    return pd.DataFrame(lines)
+
+
+def ring_table(looks: pd.DataFrame) -> pd.DataFrame:
+    """One line per policy, normalisation and ring: mean harm with its 95 % interval."""
+    lines = []
+    for names, rows in looks.groupby([*RING], sort=False):
+        mean, low, high = mean_interval(rows["harm"].to_numpy())
+        lines.append(dict(zip(RING, names, strict=True)) | {"harm": mean, "low": low, "high": high})
     return pd.DataFrame(lines)
 
 
@@ -100,11 +111,14 @@ def only_camera(name: str, victim: Victim) -> Pyramid:
     return next(iter(victim.pyramids.values()))
 
 
-def write_rings(folder: Path, table: pd.DataFrame) -> None:
-    """Write `rings.csv` and `rings.png`."""
-    make_parent(folder / "rings.csv")
+def write_rings(folder: Path, looks: pd.DataFrame) -> pd.DataFrame:
+    """Write `rings-looks.csv`, `rings.csv` and `rings.png`; returns the table."""
+    make_parent(folder / LOOKS)
+    table = ring_table(looks)
+    write_atomically(folder / LOOKS, looks.to_csv(index=False))
     write_atomically(folder / "rings.csv", table.to_csv(index=False))
     draw_rings(table, folder / "rings.png")
+    return table
 
 
 def pretty_rings(table: pd.DataFrame) -> pd.DataFrame:
