@@ -1,6 +1,10 @@
 """How fast attacks are: steps per second, against a clean decision, and what batching the draws of the jitter saves."""
 
+import ctypes
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +21,7 @@ from mrvlm_sim.metrics.attacks.gradient import PGD
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.sim.env import PROPRIO_SIZE
 from mrvlm_sim.sim.suite_env import Observation, encode_instruction
+from mrvlm_sim.tasks import make_env
 
 ARMS = ("uniform-256", "uniform-49", "pyramid-48-embedded", "pyramid-48-cross")
 DRAWS = 4
@@ -39,20 +44,45 @@ class OneByOne(TrainedPolicy):
 
 
 def attacks(repeats: int) -> pd.DataFrame:
-    """A line per arm."""
+    """A line per arm; memory is what a step takes beyond what is held already, on Linux."""
     lines = []
-    for arm in ARMS:
-        ways = {name: _step(arm, kind) for name, kind in (("batched", TrainedPolicy), ("one by one", OneByOne))}
-        spent = interleaved({"clean": _look(arm), **ways}, repeats)
-        lines.append(
-            {
-                "arm": arm,
-                "steps/s": f"{1 / spent['batched']:.1f}",
-                "step / clean look": f"{spent['batched'] / spent['clean']:.1f}",
-                "one by one / batched": f"{spent['one by one'] / spent['batched']:.2f}",
-            }
-        )
+    with closing(make_env("reach")) as env:
+        env.reset(seed=0)
+        for arm in ARMS:
+            ways = {name: _step(arm, kind) for name, kind in (("batched", TrainedPolicy), ("one by one", OneByOne))}
+            size = arm_card(arm)[0].cameras["wrist"].frame_size
+            rendered = {"rendered": partial(env.renderer.frame, "wrist", size)}
+            spent = interleaved({"clean": _look(arm), **ways, **rendered}, repeats)
+            shared, each = (spent["batched"] + frames * spent["rendered"] for frames in (1, DRAWS))
+            lines.append(
+                {
+                    "arm": arm,
+                    "steps/s": f"{1 / spent['batched']:.1f}",
+                    "step / clean look": f"{spent['batched'] / spent['clean']:.1f}",
+                    "one by one / batched": f"{spent['one by one'] / spent['batched']:.2f}",
+                    "a frame for every draw / one": f"{each / shared:.2f}",
+                    "MiB": _mebibytes(ways["batched"]),
+                }
+            )
     return pd.DataFrame(lines)
+
+
+def _mebibytes(call: Callable[[], object]) -> str:
+    """By how much memory peaks in a call."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+        before = _held("VmRSS")
+        call()
+        return f"{(_held('VmHWM') - before) / 1024:.0f}"
+    except (OSError, AttributeError):
+        return "-"
+
+
+def _held(name: str) -> int:
+    """Of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def _policy(arm: str, kind: type[TrainedPolicy]) -> tuple[TrainedPolicy, dict[str, np.ndarray]]:
