@@ -16,7 +16,8 @@ from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import run_episode
-from mrvlm_sim.evaluation.robustness import attack_conditions
+from mrvlm_sim.evaluation.robustness import attack_conditions, check_attackable
+from mrvlm_sim.evaluation.runs import condition_identity
 from mrvlm_sim.metrics.attacks import Threat, Victim
 from mrvlm_sim.metrics.attacks.base import tensors
 from mrvlm_sim.metrics.attacks.directed import (
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 EPS = 16 / 255
 CARD = AdversaryCard(
-    environment=BRIEF, policy="tiny", eps=EPS, steps=1, draws=1, training_steps=32, seed=0, sizes=[1, 1]
+    environment=BRIEF, policy="tiny", identity="", eps=EPS, steps=1, draws=1, training_steps=32, seed=0, sizes=[1, 1]
 )
 
 
@@ -104,7 +105,7 @@ class TestFiles:
             load_adversary(tmp_path)
 
     def test_only_what_is_directed_takes_one(self) -> None:
-        with pytest.raises(UserError, match="directs the attack directed, not pgd"):
+        with pytest.raises(UserError, match="directs the attack directed, and no surrogate, not pgd"):
             Condition("x", "sensor", "pgd", EPS, adversary="somewhere")
         with pytest.raises(UserError, match="no adversary in"):
             attack_conditions(["directed"], [EPS], 1, 1, adversaries=["nowhere"])
@@ -160,6 +161,23 @@ class TestTraining:
         records = [run_episode(brief_env, "pick_place", tiny, "t", condition, 0, 0) for condition in conditions]
         assert {record.error for record in records} == {""}
         assert len({record.end_hash for record in records}) == 3
+
+    def test_a_run_keeps_which_one_it_was(self, tmp_path: Path) -> None:
+        found = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            save_adversary(tmp_path, CARD.model_copy(update={"sizes": [7, 8, 5]}), make_director([7, 8, 5]))
+            condition = Condition("d", "sensor", "directed", EPS, adversary=str(tmp_path))
+            found.append(condition_identity(condition)["adversary_sha256"])
+        assert found[0] != found[1]
+
+    def test_who_it_was_not_trained_on_is_said(self, tiny: TrainedPolicy, tmp_path: Path) -> None:
+        save_adversary(tmp_path, CARD.model_copy(update={"sizes": [7, 8, 5]}), make_director([7, 8, 5]))
+        conditions = attack_conditions(["directed"], [EPS], 1, 1, adversaries=[str(tmp_path)])
+        assert "was trained on tiny, not on other" in check_attackable({"other": tiny}, conditions)[0]
+        save_adversary(tmp_path, CARD.model_copy(update={"sizes": [7, 8, 7]}), make_director([7, 8, 7]))
+        with pytest.raises(UserError, match="directs 7 numbers, the actions of tiny have 5"):
+            check_attackable({"tiny": tiny}, conditions)
 
     def test_what_is_wrong_is_refused(self, tiny: TrainedPolicy, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="must be a multiple of 16, not 17"):

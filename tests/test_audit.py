@@ -20,6 +20,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.audit import Audit, Gate, audit_table, closed_loop_gates, verdict
 from mrvlm_sim.evaluation.ledger import OWED, ledger, pretty_ledger
 from mrvlm_sim.evaluation.moments import sample_moments
+from mrvlm_sim.evaluation.robustness import WORST
 from mrvlm_sim.metrics.attacks import Threat
 from mrvlm_sim.metrics.statistics import mean_interval
 
@@ -135,6 +136,13 @@ class TestWholeEpisodes:
     def test_they_fail_when_much_is_left(self) -> None:
         table = lines(("clean", 0, 1.0, 0.7), ("pgd", 0.5, 0.9, 0.6), ("pgd", 1.0, 0.3, 0.1))
         assert [gate.passed for gate in closed_loop_gates(table, 0.1)] == [False, False, False]
+
+    def test_what_a_smaller_attack_broke_is_no_strength_of_one_without_bound(self) -> None:
+        table = lines(
+            ("clean", 0, 1.0, 0.7), ("pgd", 4 / 255, 0.0, 0.0), ("pgd", 0.5, 0.9, 0.6), ("pgd", 1.0, 0.9, 0.6)
+        )
+        table = pd.concat([table, lines((WORST, 0.5, 0.0, 0.0), (WORST, 1.0, 0.0, 0.0))], ignore_index=True)
+        assert [gate.passed for gate in closed_loop_gates(table, 0.0)] == [False, False, True]
 
     def test_crashes_are_no_success_of_an_attack(self) -> None:
         table = lines(("clean", 0, 1.0, 0.7), ("pgd", 0.5, 0.0, 0.0), ("pgd", 1.0, 0.0, 0.0)).assign(errors=[0, 3, 3])

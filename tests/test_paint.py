@@ -9,7 +9,8 @@ from tiny import PYRAMID
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.condition import Condition
-from mrvlm_sim.evaluation.episode import run_episode
+from mrvlm_sim.evaluation.episode import _prepared, run_episode
+from mrvlm_sim.evaluation.robustness import attack_conditions
 from mrvlm_sim.metrics.attacks import Threat, Victim
 from mrvlm_sim.metrics.attacks.base import Moment, tensors
 from mrvlm_sim.metrics.attacks.objectives import Deviation
@@ -102,12 +103,20 @@ class TestPaint:
     ) -> None:
         monkeypatch.setattr("mrvlm_sim.evaluation.episode.PREPARED_ON", 2)
         condition = Condition("paint", "sensor", "paint", 24 / 255, 1)
-        first, again = (run_episode(brief_env, "pick_place", tiny, "t", condition, 0, 0) for _ in range(2))
+        first = run_episode(brief_env, "pick_place", tiny, "t", condition, 0, 0)
+        _prepared.cache_clear()
+        again = run_episode(brief_env, "pick_place", tiny, "t", condition, 0, 0)
         clean = run_episode(brief_env, "pick_place", tiny, "t", Condition("clean", "sensor"), 0, 0)
         assert first.error == ""
         assert 8 <= first.largest_change <= 24
         assert first.end_hash == again.end_hash != clean.end_hash
         assert brief_env.renderer.decor == []
+
+    def test_regions_of_the_frame_are_not_its(self) -> None:
+        with pytest.raises(UserError, match="paint changes the table, not a region of the frame; leave out patch"):
+            Condition("p", "sensor", "paint", 0.5, region="patch")
+        found = attack_conditions(["paint", "pgd"], [0.5], 1, 1, regions=["frame", "patch"])
+        assert [c.name for c in found[1:]] == ["paint 127.5/255", "pgd 127.5/255", "pgd patch 127.5/255"]
 
     def test_without_a_table_there_is_nothing_to_paint(self, tiny: TrainedPolicy) -> None:
         attack = Paint(Threat(0.5), Victim(tiny, {"wrist": PYRAMID}), np.random.default_rng(0))

@@ -16,78 +16,154 @@ from mrvlm_sim.evaluation.promises import (
     INCONCLUSIVE,
     REFUTED,
     SUPPORTED,
+    Attacked,
+    Audited,
+    Effort,
+    bounded_interval,
     centre_findings,
+    comparison_findings,
+    gates,
+    jitter_findings,
     judge,
     more_robust,
-    read_audit,
-    read_rings,
-    robustness_findings,
-    survival_table,
+    robust_findings,
 )
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
+from mrvlm_sim.evaluation.verdicts import read_attacked, read_audit, read_rings, survival_table
 
-PASSED = {("reach", "pyramid"): [], ("reach", "uniform"): []}
+EFFORT = Effort(20, 4)
 
 
-def survived(**sizes: Sequence[Sequence[int]]) -> pd.DataFrame:
-    """Of every policy, by size from 0 on, the successes of its episodes."""
-    return pd.DataFrame(
+def audit(policy: str, *failed: str, **changes: object) -> Audited:
+    return Audited("reach", policy, "w", EFFORT, failed, (0.0, 0.0, 0.0))._replace(**changes)
+
+
+PASSED = [audit("pyramid"), audit("uniform")]
+
+
+def attacked(**sizes: Sequence[Sequence[int]]) -> Attacked:
+    """Of every policy, by size from 0 on, the successes of its episodes; sizes are of 4 / 255 each."""
+    survived = pd.DataFrame(
         [
             {
-                "environment": "reach", "policy": name, "suite_seed": 0, "episode": episode, "eps": size,
-                "success": bool(won),
+                "policy": name, "suite_seed": 0, "episode": episode, "eps": size * 4 / 255, "success": bool(won),
+                "error": False,
             }
             for name, found in sizes.items()
             for size, wins in enumerate(found)
             for episode, won in enumerate(wins)
         ]
     )  # fmt: skip
+    return Attacked("reach", survived, dict.fromkeys(sizes, "w"), EFFORT)
 
 
 class TestJudge:
     @pytest.mark.parametrize(
-        ("low", "high", "gates", "verdict"),
+        ("low", "high", "failed", "verdict"),
         [
             (0.01, 0.2, [], SUPPORTED),
+            (0.01, 0.04, [], SUPPORTED),
             (0.01, 0.2, ["more steps"], INCONCLUSIVE),
             (-0.01, 0.2, [], INCONCLUSIVE),
             (-0.2, 0.04, [], REFUTED),
-            (-0.2, 0.04, ["more steps"], REFUTED),
-            (0.01, 0.04, [], REFUTED),
+            (-0.2, 0.04, ["more steps"], INCONCLUSIVE),
         ],
     )
     def test_what_supports_refutes_or_leaves_open(
-        self, low: float, high: float, gates: list[str], verdict: str
+        self, low: float, high: float, failed: list[str], verdict: str
     ) -> None:
-        assert judge(low, high, 0.05, gates) == verdict
+        assert judge(low, high, 0.05, failed) == verdict
+
+    @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+    def test_equal_values_are_no_certainty(self, value: float) -> None:
+        mean, low, high = bounded_interval(np.full(6, value), 1)
+        assert mean == value
+        assert high - low > 0.5
+        narrow = bounded_interval(np.full(200, value), 1)
+        assert narrow[2] - narrow[1] < 0.1
+
+    def test_many_comparisons_widen(self) -> None:
+        one, ten = (bounded_interval(np.array([0.0, 1.0, 0.5, 0.5]), count) for count in (1, 10))
+        assert ten[1] < one[1] < one[2] < ten[2]
+
+
+class TestAudits:
+    def test_they_must_be_of_this_policy_these_weights_and_no_stronger_attacks(self) -> None:
+        assert gates(PASSED, "reach", "pyramid", "w", EFFORT) == []
+        assert gates(PASSED, "pick_place", "pyramid", "w", EFFORT) == ["no audit of pyramid"]
+        assert gates(PASSED, "reach", "pyramid", "other", EFFORT) == ["audit of other weights of pyramid"]
+        assert "fewer steps or draws" in gates(PASSED, "reach", "pyramid", "w", Effort(5, 4))[0]
+
+    def test_one_that_passed_does_not_hide_one_that_failed(self) -> None:
+        both = [audit("pyramid", "more steps"), audit("pyramid")]
+        assert gates(both, "reach", "pyramid", "w", EFFORT) == ["more steps"]
+        assert gates(both[::-1], "reach", "pyramid", "w", EFFORT) == ["more steps"]
+
+
+class TestRobust:
+    def test_a_weak_attack_that_breaks_it_has_broken_it(self) -> None:
+        run = attacked(pyramid=[[1] * 12, [0] * 11 + [1]])
+        assert robust_findings(run, [])[0].verdict == REFUTED
+        kept = attacked(pyramid=[[1] * 12, [1] * 12])
+        assert robust_findings(kept, [])[0].verdict == INCONCLUSIVE
+        assert robust_findings(kept, PASSED)[0].verdict == SUPPORTED
+
+    def test_only_what_was_solved_can_be_kept(self) -> None:
+        finding = robust_findings(attacked(pyramid=[[1, 0, 1, 0], [1, 0, 0, 1]]), PASSED)[0]
+        assert finding.figure.startswith("keeps 1 of 2 at 4/255")
+
+    def test_errors_break_nothing(self) -> None:
+        run = attacked(pyramid=[[1] * 12, [0] * 12])
+        run.survived.loc[run.survived["eps"] > 0, "error"] = True
+        assert robust_findings(run, PASSED)[0].verdict == INCONCLUSIVE
 
 
 class TestMoreRobust:
     def test_it_is_of_the_episodes_that_both_solve(self) -> None:
         uniform = [[1, 1, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1]]
-        found = survived(pyramid=[[1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 0, 1]], uniform=uniform)
-        assert more_robust(found, "pyramid", "uniform").tolist() == [1, 0]
+        run = attacked(pyramid=[[1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 0, 1]], uniform=uniform)
+        assert more_robust(run.survived, "pyramid", "uniform").tolist() == [1, 0]
 
-    def test_of_too_few_nothing_is_said(self) -> None:
-        found = survived(pyramid=[[1, 0], [1, 1]], uniform=[[1, 1], [0, 0]])
-        finding = robustness_findings(found, "uniform", PASSED)[0]
-        assert (finding.verdict, "both solve 1 of the same" in finding.figure) == (INCONCLUSIVE, True)
+    def test_what_was_attacked_otherwise_is_not_compared(self) -> None:
+        run = attacked(pyramid=[[1] * 6, [1] * 6], uniform=[[1] * 6, [1] * 6, [0] * 6])
+        with pytest.raises(UserError, match="not attacked in the same episodes at the same sizes"):
+            comparison_findings(run, "uniform", PASSED, 1)
+
+    def verdict(self, run: Attacked, audits: Sequence[Audited] = PASSED, reference: str = "uniform") -> tuple[str, str]:
+        finding = comparison_findings(run, reference, audits, 1)[0]
+        return finding.verdict, finding.figure
 
     def test_the_verdict_needs_the_audits_of_both(self) -> None:
-        found = survived(pyramid=[[1] * 12, [1] * 12], uniform=[[1] * 12, [0] * 11 + [1]])
-        assert robustness_findings(found, "uniform", PASSED)[0].verdict == SUPPORTED
-        finding = robustness_findings(found, "uniform", {("reach", "pyramid"): []})[0]
-        assert finding.verdict == INCONCLUSIVE
-        assert "no audit of uniform" in finding.figure
-        finding = robustness_findings(found, "pyramid", {})[0]
-        assert (finding.policy, finding.verdict) == ("uniform", REFUTED)
+        run = attacked(pyramid=[[1] * 20, [1] * 20], uniform=[[1] * 20, [0] * 19 + [1]])
+        assert self.verdict(run)[0] == SUPPORTED
+        assert self.verdict(run, reference="pyramid")[0] == REFUTED
+        for reference in ("uniform", "pyramid"):
+            verdict, figure = self.verdict(run, [audit("pyramid")], reference)
+            assert (verdict, "no audit of uniform" in figure) == (INCONCLUSIVE, True)
+
+    @pytest.mark.parametrize(("left", "said"), [(0, "sizes too large to tell"), (1, "sizes too small to tell")])
+    def test_floor_and_ceiling_say_nothing(self, left: int, said: str) -> None:
+        run = attacked(pyramid=[[1] * 20, [left] * 20], uniform=[[1] * 20, [left] * 20])
+        verdict, figure = self.verdict(run)
+        assert (verdict, said in figure) == (INCONCLUSIVE, True)
+
+    def test_an_error_of_the_reference_is_no_support(self) -> None:
+        run = attacked(pyramid=[[1] * 20, [1] * 20], uniform=[[1] * 20, [0] * 19 + [1]])
+        run.survived.loc[(run.survived["policy"] == "uniform") & (run.survived["eps"] > 0), "error"] = True
+        verdict, figure = self.verdict(run)
+        assert (verdict, "20 episodes ended in errors" in figure) == (INCONCLUSIVE, True)
+
+    def test_of_too_few_nothing_is_said(self) -> None:
+        verdict, figure = self.verdict(attacked(pyramid=[[1, 0], [1, 1]], uniform=[[1, 1], [0, 0]]))
+        assert (verdict, "both solve 1 of the same" in figure) == (INCONCLUSIVE, True)
 
     def test_a_reference_that_was_not_attacked(self) -> None:
         with pytest.raises(UserError, match="cross was not attacked in reach"):
-            robustness_findings(survived(pyramid=[[1], [1]]), "cross", PASSED)
+            comparison_findings(attacked(pyramid=[[1], [1]]), "cross", PASSED, 1)
 
     def test_counts(self) -> None:
-        table = survival_table(survived(pyramid=[[1, 1, 0], [1, 0, 0]]))
+        run = attacked(pyramid=[[1, 1, 0], [1, 0, 0]])
+        table = survival_table(run.survived.assign(environment="reach"))
         assert table[["k", "n"]].to_numpy().tolist() == [[2, 3], [1, 3]]
 
 
@@ -99,7 +175,7 @@ class TestCentre:
             [
                 {
                     "environment": "reach", "policy": "pyramid", "normalisation": name, "inner": inner, "look": look,
-                    "harm": 0.3 + (gap if inner else 0) + 0.01 * rng.normal(),
+                    "harm": 0.3 + (gap if inner else 0) + 0.01 * rng.normal(), "identity": "w", "steps": 20, "draws": 4,
                 }
                 for name, gap in zip(NORMALISATIONS, outer_less_inner, strict=True)
                 for inner in (0.0, 0.5)
@@ -108,15 +184,21 @@ class TestCentre:
         )  # fmt: skip
 
     def test_all_ways_of_comparing_must_agree(self) -> None:
-        assert centre_findings(self.rings(0.1, 0.2, 0.1), PASSED)[0].verdict == SUPPORTED
-        assert centre_findings(self.rings(-0.1, -0.2, -0.1), PASSED)[0].verdict == REFUTED
-        finding = centre_findings(self.rings(0.1, -0.1, 0.1), PASSED)[0]
+        assert centre_findings(self.rings(0.1, 0.2, 0.1), PASSED, 1)[0].verdict == SUPPORTED
+        assert centre_findings(self.rings(-0.1, -0.2, -0.1), PASSED, 1)[0].verdict == REFUTED
+        finding = centre_findings(self.rings(0.1, -0.1, 0.1), PASSED, 1)[0]
         assert finding.verdict == INCONCLUSIVE
         assert "solid angle -" in finding.figure
 
-    def test_without_an_audit_nothing_is_supported(self) -> None:
-        finding = centre_findings(self.rings(0.1, 0.2, 0.1), {})[0]
-        assert (finding.verdict, "no audit of pyramid" in finding.figure) == (INCONCLUSIVE, True)
+    def test_without_an_audit_nothing_is_said(self) -> None:
+        for gap in (0.1, -0.1):
+            finding = centre_findings(self.rings(gap, gap, gap), [], 1)[0]
+            assert (finding.verdict, "no audit of pyramid" in finding.figure) == (INCONCLUSIVE, True)
+
+
+def test_jitter_protects_those_who_have_it() -> None:
+    found = jitter_findings([audit("uniform"), audit("pyramid", owed=(0.1, 0.08, 0.12))])
+    assert [(finding.policy, finding.verdict) for finding in found] == [("pyramid", SUPPORTED)]
 
 
 def test_folders_without_what_is_asked_of_them(tmp_path: Path) -> None:
@@ -124,6 +206,8 @@ def test_folders_without_what_is_asked_of_them(tmp_path: Path) -> None:
         read_audit(tmp_path)
     with pytest.raises(UserError, match=r"no rings in .*; make them: mrvlm-sim rings"):
         read_rings(tmp_path)
+    with pytest.raises(UserError):
+        read_attacked(tmp_path)
 
 
 @pytest.mark.slow
@@ -147,8 +231,14 @@ def test_the_commands_together(tmp_path: Path) -> None:
     given = ["--reference", "second", "--audit", runs["audit"], "--rings", runs["rings"]]
     run("verdicts", runs["attacked"], *given, "--output", runs["robustness"])
     found = pd.read_csv(tmp_path / "robustness" / "verdicts.csv")
-    assert found["promise"].tolist() == ["more robust than second", "most robust near the centre", "jitter protects"]
-    assert set(found["policy"]) == {"first"}
+    promises = found["promise"].tolist()
+    assert promises[:3] == [
+        "more robust than second",
+        "attacks do less in the middle",
+        "jitter protects (owed to randomness)",
+    ]
+    assert set(found["policy"]) == {"first"}, "neither solves an episode, so neither can keep it"
+    assert "other weights" not in " ".join(found["figure"])
     assert set(found["verdict"]) <= {SUPPORTED, REFUTED, INCONCLUSIVE}
     survived = pd.read_csv(tmp_path / "robustness" / "survival.csv")
     assert len(survived) == 2 * 3

@@ -93,6 +93,22 @@ class TestResuming:
         resumed.run(None, lambda *_: None)
         assert same(resumed.network.state_dict(), trained.network.state_dict())
 
+    def test_an_environment_that_dies_ends_the_training_and_does_not_hang_it(
+        self, trained: Reinforcement, tmp_path: Path
+    ) -> None:
+        stopped = Reinforcement(rl_card(), BRIEF, tmp_path, processes=True)
+
+        def kill_one(steps: int, figures: dict) -> None:
+            if steps == 32:
+                os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+        with pytest.raises(UserError, match="process of the environments died; the same command goes on"):
+            stopped.run(None, kill_one)
+        assert multiprocessing.active_children() == []
+        resumed = Reinforcement(rl_card(), BRIEF, tmp_path, processes=False)
+        resumed.run(None, lambda *_: None)
+        assert same(resumed.network.state_dict(), trained.network.state_dict())
+
     def test_time_counts_once(self, trained: Reinforcement) -> None:
         again = Reinforcement(rl_card(), BRIEF, trained.folder)
         assert again.seconds == trained.seconds

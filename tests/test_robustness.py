@@ -99,13 +99,6 @@ class TestTable:
         assert table.loc[(WORST, 8 / 255), "rate"] == 0
         assert (WORST, 4 / 255) not in table.index
 
-    def test_how_long_those_lasted_that_failed(self) -> None:
-        found = rows(clean=[1, 1], pgd4=[0, 1])
-        found["steps"] = [10, 20, 50, 30]
-        table = robustness_table(found, CONDITIONS).set_index("attack")
-        assert table.loc["clean", "failed_after"] != table.loc["clean", "failed_after"], "none failed"
-        assert table.loc["pgd 4/255", "failed_after"] == 50
-
     def test_episodes_that_one_attack_has_not_met_yet_count_by_the_others(self) -> None:
         worst = worst_of(rows(pgd4=[1, 1], noise4=[0]))
         assert worst["success"].tolist() == [False, True]

@@ -1,5 +1,7 @@
 """From what stands after `--policy` to a policy."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -127,6 +129,11 @@ def policy_identity(reference: str, policy: Policy | None = None) -> Identity:
         UserError: nothing of that name, or a malformed card.
     """
     return _kind(reference).identity(reference, policy)
+
+
+def short_identity(identity: Identity) -> str:
+    """A short hash of what a policy is."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _kind(reference: str) -> Kind:

@@ -181,7 +181,7 @@ def rings(
     """Where in the image attacks bite: PGD in rings around the middle, made comparable in three ways, for every arm."""
     from contextlib import closing
 
-    from mrvlm_sim.agents.registry import load_policy, policy_name
+    from mrvlm_sim.agents.registry import load_policy, policy_identity, policy_name, short_identity
     from mrvlm_sim.evaluation.episode import victim_of
     from mrvlm_sim.evaluation.moments import sample_moments
     from mrvlm_sim.evaluation.rings import only_camera, pretty_rings, ring_looks, write_rings
@@ -198,7 +198,9 @@ def rings(
     with closing(make_env(env)) as made:
         fovy = float(made.model.camera(made.renderer.cameras[camera]).fovy[0])
     moments = {name: sample_moments(each, env, looks, seed) for name, each in policies.items()}
-    found = ring_looks(policies, moments, threat, fovy, seed).assign(environment=env)
+    identities = {policy_name(each): short_identity(policy_identity(each)) for each in policy}
+    found = ring_looks(policies, moments, threat, fovy, seed).assign(environment=env, steps=steps, draws=draws)
+    found["identity"] = found["policy"].map(identities)
     folder = output or runs_folder() / f"rings-{split_settings(env)[0].replace('/', '-')}"
     shown = pretty_rings(write_rings(folder, found))
     print_table(shown, f"PGD at {eps} in rings of {env}: actions moved, % of their range [95 % CI]")
@@ -213,7 +215,7 @@ def verdicts(
     output: Annotated[Path, typer.Option(help="Folder for tables and picture.")] = Path("results/robustness"),
 ) -> None:
     """What attacks, audits and rings together leave of the promises: supported, refuted or inconclusive."""
-    from mrvlm_sim.evaluation.promises import write_verdicts
+    from mrvlm_sim.evaluation.verdicts import write_verdicts
 
     print_table(write_verdicts(output, attacked, audit or [], rings or [], reference), "promises of robustness")
     console.print(f"results: {output}")

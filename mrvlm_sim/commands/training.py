@@ -185,7 +185,7 @@ def train_adversary(
     """
     import torch
 
-    from mrvlm_sim.agents.registry import load_policy, policy_name
+    from mrvlm_sim.agents.registry import load_policy, policy_identity, policy_name, short_identity
     from mrvlm_sim.commands.evaluating import parse_fraction
     from mrvlm_sim.metrics.attacks import check_size
     from mrvlm_sim.metrics.attacks.directed import AdversaryCard
@@ -199,8 +199,8 @@ def train_adversary(
     torch.set_num_threads(threads)
     name = policy_name(policy)
     card = AdversaryCard(
-        environment=env, policy=name, eps=size, steps=steps, draws=draws, training_steps=decisions, seed=seed,
-        sizes=[1, 1],
+        environment=env, policy=name, identity=short_identity(policy_identity(policy)), eps=size, steps=steps,
+        draws=draws, training_steps=decisions, seed=seed, sizes=[1, 1],
     )  # fmt: skip
     folder = output or runs_folder() / f"adversary-{env}-{name}-{seed}".replace("/", "-")
     training = AdversaryTraining(load_policy(policy), card, folder)

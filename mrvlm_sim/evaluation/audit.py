@@ -20,6 +20,7 @@ from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.moments import harm, redraws, sample_moments
+from mrvlm_sim.evaluation.robustness import WORST
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat
 from mrvlm_sim.metrics.attacks.base import Moment, Origins, tensors
 from mrvlm_sim.metrics.attacks.gradient import PGD, GradientAttack
@@ -238,6 +239,7 @@ class Audit:
 
 def closed_loop_gates(table: pd.DataFrame, chance: float) -> list[Gate]:
     """What only whole episodes show, from a `robustness_table` of one policy; `chance` is what random actions get."""
+    table = table[table["attack"] != WORST]  # which counts what smaller attacks broke, too
     half, everything = (table[table["eps"].between(low, high)] for low, high in ((0.45, 0.55), (0.95, 1.0)))
     small = table[(table["eps"] > 0) & (table["eps"] < 0.45)]
     return [

@@ -62,8 +62,10 @@ class Condition:
                 raise UserError(
                     f"attack {self.attack} asks the policy itself; only attacks with gradients are transferred"
                 )
-            if self.adversary is not None and self.attack != "directed":
-                raise UserError(f"an adversary directs the attack directed, not {self.attack}")
+            if self.adversary is not None and (self.attack != "directed" or self.surrogate is not None):
+                raise UserError(f"an adversary directs the attack directed, and no surrogate, not {self.attack}")
+            if self.attack == "paint" and self.region != "frame":
+                raise UserError(f"attack paint changes the table, not a region of the frame; leave out {self.region}")
             if self.shift is not None or self.eyes is not None:
                 raise UserError("an attack goes with no shift and no other eyes; make each a condition of its own")
             if self.surrogate is not None and self.knowledge not in ("off", "unknown"):
@@ -96,15 +98,7 @@ class Condition:
     def described(self) -> dict[str, Any]:
         """What a run keeps of it; only one with a shift or other eyes speaks of them, as runs did before there were."""
         said = {"shift": self.shift, "severity": self.shift, "eyes": self.eyes}
-        later = {
-            "knowledge": "unknown",
-            "draws": 4,
-            "region": "frame",
-            "surrogate": None,
-            "restarts": 1,
-            "adversary": None,
-        }
-        return {n: v for n, v in vars(self).items() if said.get(n, "") is not None and later.get(n, ...) != v}
+        return {n: v for n, v in vars(self).items() if said.get(n, "") is not None and LATER.get(n, ...) != v}
 
     def make_shift(self, rng: np.random.Generator) -> Shift | None:
         return None if self.shift is None else SHIFTS[self.shift](self.severity, rng)

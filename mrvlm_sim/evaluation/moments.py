@@ -56,7 +56,10 @@ def sample_moments(
             over = False
             while not over:
                 action = policy.act(batch_of_one(observation))[0].astype(np.float32)
-                observation, _, terminated, truncated, _ = eyes.step(action)
+                try:
+                    observation, _, terminated, truncated, _ = eyes.step(action)
+                except FloatingPointError:  # the simulation diverged; what was seen before counts
+                    break
                 over = terminated or truncated
             index = int(generator(seed, environment, episode, "look").integers(len(hook.moments)))
             found.append(hook.noted(index, note))

@@ -16,12 +16,13 @@ from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.store import read_episodes, read_parts
 from mrvlm_sim.evaluation.tables import in_percent, paired, signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge
-from mrvlm_sim.metrics.attacks.directed import load_adversary
+from mrvlm_sim.metrics.attacks.directed import adversary_card, load_adversary
 from mrvlm_sim.metrics.statistics import compare_paired, wilson
 from mrvlm_sim.paths import write_atomically
 
 CLEAN = Condition(source="sensor")
 WORST = "worst of all"
+FITTING = "searches do not choose it, universal and paint take off or unknown, paint the whole frame only"
 
 
 class Budget(NamedTuple):
@@ -69,20 +70,24 @@ def attack_conditions(
     for size, name, known, region in product(sizes, attacks, knowledge, regions):
         if (name == "noise" and known != knowledge[0]) or known not in ATTACKS[name].knows:
             continue  # noise asks nothing, so that there is nothing to know
+        if name == "paint" and region != "frame":
+            continue
         given: dict[str, Any] = {"eps": size, "steps": steps, "knowledge": known, "draws": draws, "region": region}
         if ATTACKS[name].white_box:
             given["restarts"] = restarts
-        found.append(Condition(_title(name, size, known, region), "sensor", name, **given))
+        variants: list[dict[str, Any]] = [{"title": name}]
         if name == "directed":
-            titles = (
-                (_title(f"directed by {Path(other).parent.name}", size, known, region), other) for other in adversaries
-            )
-            found += [Condition(title, "sensor", name, adversary=other, **given) for title, other in titles]
+            trained = [(other, Path(other).resolve().parent.name) for other in adversaries]
+            variants += [{"title": f"directed by {title}", "adversary": other} for other, title in trained]
         if known in ("off", "unknown") and ATTACKS[name].white_box:
-            titles = ((_title(f"{name} from {policy_name(other)}", size, known, region), other) for other in surrogates)
-            found += [Condition(title, "sensor", name, surrogate=other, **given) for title, other in titles]
+            variants += [{"title": f"{name} from {policy_name(other)}", "surrogate": other} for other in surrogates]
+        for each in variants:
+            title = _title(each.pop("title"), size, known, region)
+            found.append(Condition(title, "sensor", name, **given, **each))
     if len(found) == 1:
-        raise UserError(f"{', '.join(attacks)} cannot have {', '.join(knowledge)} jitter; take attacks with gradients")
+        raise UserError(
+            f"{', '.join(attacks)} cannot have {', '.join(knowledge)} jitter in {', '.join(regions)}: {FITTING}"
+        )
     if surrogates and not any(condition.surrogate for condition in found):
         raise UserError(
             "only attacks with gradients that do not know the jitter (off, unknown) are found on surrogates"
@@ -107,6 +112,7 @@ def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condit
         if requirements_of(policy).cameras:
             for surrogate in {condition.surrogate for condition in attacks} - {None}:
                 surrogate_of(str(surrogate), victim_of(policy))
+        notes += _strangers(name, policy, {condition.adversary for condition in attacks} - {None})
         amiss = [condition for condition in attacks if not condition.applies_to(policy)]
         fitting = fitting or len(amiss) < len(attacks)
         if not requirements_of(policy).cameras:
@@ -122,19 +128,34 @@ def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condit
     return notes
 
 
+def _strangers(name: str, policy: Policy, adversaries: set[Any]) -> list[str]:
+    """Notes on adversaries that were trained on another policy.
+
+    Raises:
+        UserError: one directs actions of another size.
+    """
+    notes, size = [], requirements_of(policy).action_size
+    for folder in sorted(adversaries):
+        card = adversary_card(Path(folder))
+        if size is not None and card.sizes[-1] != size:
+            raise UserError(f"adversary {folder} directs {card.sizes[-1]} numbers, the actions of {name} have {size}")
+        if card.policy != name:
+            notes.append(f"adversary {folder} was trained on {card.policy}, not on {name}")
+    return notes
+
+
 def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One line per policy and condition, and one per policy and size for the worst of all attacks of that size.
+    """One line per policy and condition, and one per policy and size for the worst of all attacks up to that size.
 
     Numbers are raw: rates in [0, 1]; `deviation` of the actions as a part of their range, mean over looks; `drop` is
-    clean minus attacked on the same episodes; `steps` until success, or the end; `failed_after` as many, of those that
-    failed; passes of single observations in every episode. An episode succeeds under the worst of all if it did under
-    every attack that it met of this size or less, which all are within the bound. `errors` counts those that ended in
-    one, which is no success.
+    clean minus attacked on the same episodes; `steps` until success, or the end; passes of single observations in every
+    episode. An episode succeeds under the worst of all if it did under every attack that it met of this size or less,
+    which all are within the bound. `errors` counts those that ended in one, which is no success.
     """
     lines = []
     for policy in dict.fromkeys(rows["policy"]):
         own = rows[rows["policy"] == policy]
-        clean = own[own["condition"].map(lambda name: _is_clean(conditions[name]))]
+        clean = own[own["condition"].map(lambda name: is_clean(conditions[name]))]
         if len(clean):
             lines.append(_line(policy, "clean", 0.0, clean, clean.iloc[:0]))
         attacked = own[own["condition"].map(lambda name: conditions[name]["attack"] is not None)]
@@ -150,7 +171,8 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
     return pd.DataFrame(lines)
 
 
-def _is_clean(condition: Mapping[str, Any]) -> bool:
+def is_clean(condition: Mapping[str, Any]) -> bool:
+    """Whether nothing is changed in a condition."""
     return all(condition.get(name) is None for name in ("attack", "shift", "eyes"))
 
 
@@ -178,7 +200,6 @@ def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: p
         line |= {"drop": compared.difference, "drop_low": compared.low, "drop_high": compared.high}
     means = rows[["action_deviation", "steps", "forwards", "backwards"]].mean().to_dict()
     line["errors"] = int((rows["error"] != "").sum())
-    line["failed_after"] = rows.loc[~rows["success"].astype(bool), "steps"].mean()
     return line | {"deviation" if name == "action_deviation" else name: value for name, value in means.items()}
 
 
@@ -197,7 +218,6 @@ def pretty_robustness(table: pd.DataFrame) -> pd.DataFrame:
                 "drop": drop,
                 "action deviation %": f"{100 * line['deviation']:.1f}" if attacked else "-",
                 "steps": f"{line['steps']:.0f}",
-                "to failure": "-" if np.isnan(line["failed_after"]) else f"{line['failed_after']:.0f}",
                 "forwards": f"{line['forwards']:.0f}" if attacked else "-",
                 "backwards": f"{line['backwards']:.0f}" if attacked else "-",
                 "errors": str(line["errors"]),

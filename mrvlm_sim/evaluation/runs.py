@@ -22,6 +22,7 @@ from mrvlm_sim.evaluation.episode import digest
 from mrvlm_sim.evaluation.runner import Job
 from mrvlm_sim.evaluation.tables import REFERENCE
 from mrvlm_sim.gl import renderer_name
+from mrvlm_sim.metrics.attacks.directed import WEIGHTS
 from mrvlm_sim.sim.arm import PANDA_XML
 from mrvlm_sim.sim.card import ExternalCard
 from mrvlm_sim.sim.scene import TABLE_XML
@@ -109,10 +110,13 @@ def environment_identity(name: str) -> dict[str, Any]:
 
 
 def condition_identity(condition: Condition) -> dict[str, Any]:
-    """What a condition is, with what the policy is that an attack is found on."""
-    if condition.surrogate is None:
-        return condition.described()
-    return {**condition.described(), "surrogate_identity": policy_identity(condition.surrogate)}
+    """What a condition is, with what the policy is that an attack is found on, and the adversary that directs it."""
+    described = condition.described()
+    if condition.surrogate is not None:
+        described["surrogate_identity"] = policy_identity(condition.surrogate)
+    if condition.adversary is not None:
+        described["adversary_sha256"] = sha256(Path(condition.adversary) / WEIGHTS)
+    return described
 
 
 def run_path(base: Path, plan: Plan, policies: Mapping[str, Any]) -> Path:

@@ -127,7 +127,6 @@ class AdversaryTraining:
                     log(self.saved, self.curve[-1])
                     if interrupted():
                         raise KeyboardInterrupt
-            self._save(model)
         return self.folder / "adversary"
 
     def _rollout(self, model: PPO) -> None:

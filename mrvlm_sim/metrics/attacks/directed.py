@@ -31,12 +31,13 @@ class AdversaryCard(Card):
 
     environment: str
     policy: str
+    identity: str  # a hash of what that policy is
     eps: Annotated[float, Field(gt=0, le=1)]
     steps: Annotated[int, Field(ge=1)]  # gradient steps of every attack
     draws: Annotated[int, Field(ge=1)]
     training_steps: Annotated[int, Field(ge=1)]  # decisions that it learned from
     seed: Annotated[int, Field(ge=0)]
-    sizes: Annotated[list[int], Field(min_length=2)]  # of the layers
+    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)]  # of the layers
 
 
 class Along(ExecutedDeviation):
@@ -109,15 +110,24 @@ def save_adversary(folder: Path, card: AdversaryCard, director: nn.Sequential) -
     partial.rename(folder / CARD)
 
 
+def adversary_card(folder: Path) -> AdversaryCard:
+    """What an adversary was trained on.
+
+    Raises:
+        UserError: there is none, or its card is malformed.
+    """
+    if not (folder / CARD).is_file():
+        raise UserError(f"no adversary in {folder}; train one: mrvlm-sim train adversary --env ENV --policy POLICY")
+    return read_card(folder / CARD, AdversaryCard)
+
+
 def load_adversary(folder: Path) -> nn.Sequential:
     """A director that was saved.
 
     Raises:
         UserError: there is none, or its files are damaged or do not fit each other.
     """
-    if not (folder / CARD).is_file():
-        raise UserError(f"no adversary in {folder}; train one: mrvlm-sim train adversary --env ENV --policy POLICY")
-    director = make_director(read_card(folder / CARD, AdversaryCard).sizes)
+    director = make_director(adversary_card(folder).sizes)
     try:
         director.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:

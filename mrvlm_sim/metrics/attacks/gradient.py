@@ -23,7 +23,7 @@ from mrvlm_sim.metrics.attacks.threat import Threat
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
 
-PLACES = 4  # at which a patch is tried
+PLACES, BESIDE = 4, 2 / 255  # at which a patch is tried, and how far from the frame its slopes are taken
 
 
 class GradientAttack(Attack):
@@ -72,9 +72,12 @@ class GradientAttack(Attack):
         return self._moved(self._highest())
 
     def _highest(self) -> TensorFrames:
-        """Of what the restarts find; each that is compared costs one more look."""
+        """Of what the restarts find, under the same draws of the jitter; each that is compared costs one more look."""
         found = [self.climb() for _ in range(self.threat.restarts)]
-        return found[0] if len(found) == 1 else max(found, key=self.loss)
+        if len(found) == 1:
+            return found[0]
+        origins = self.draw(self.observation)
+        return max(found, key=lambda change: self.loss(change, origins))
 
     def _worst_placed(self, frames: Frames, observation: Observation) -> Frames:
         """The attack on each of so many draws of the jitter, and the draw where it does most."""
@@ -84,7 +87,7 @@ class GradientAttack(Attack):
             self._assumed = place
             self.begin(frames, observation)
             change = self._highest()
-            loss = self.loss(change)
+            loss = self.loss(change, place)
             if not loss <= worst:
                 worst, found = loss, self._moved(change)
                 self.chosen = {camera: places[0] for camera, places in place.items()}
@@ -97,9 +100,9 @@ class GradientAttack(Attack):
         """The change of every frame, within the bound (`within`)."""
         raise NotImplementedError
 
-    def random_change(self) -> TensorFrames:
-        """Uniform within the bound."""
-        eps = self.threat.eps
+    def random_change(self, most: float = 1.0) -> TensorFrames:
+        """Uniform within the bound, or within a smaller one."""
+        eps = min(most, self.threat.eps)
         drawn = {c: torch.from_numpy(self.rng.uniform(-eps, eps, f.shape)).float() for c, f in self.clean.items()}
         return self.within(drawn)
 
@@ -109,9 +112,8 @@ class GradientAttack(Attack):
         return {c: self.allowed[c] * ((f + change[c].clamp(-eps, eps)).clamp(0, 1) - f) for c, f in clean.items()}
 
     @torch.no_grad()
-    def loss(self, change: Mapping[str, Tensor]) -> float:
-        """The objective at a change, over fresh draws of the jitter."""
-        origins = self.draw(self.observation)
+    def loss(self, change: Mapping[str, Tensor], origins: Origins) -> float:
+        """The objective at a change, over some draws of the jitter."""
         self.forwards += _count(origins)
         moved = {camera: frame + change[camera] for camera, frame in self.clean.items()}
         return self.objective.loss(moved, origins, self.observation).item()
@@ -120,13 +122,13 @@ class GradientAttack(Attack):
         """Of the places where the frame is steepest, the one where the attack does most."""
         assert isinstance(self.mask, FreePatch)
         self.begin(frames, observation)
-        _, slopes = self.gradient(self.random_change())
+        _, slopes = self.gradient(self.random_change(BESIDE))  # at the frame itself, a deviation has no slope
         steepest = np.argsort(sum(patch_sums(slope.abs().sum(-1).numpy()) for slope in slopes.values()))[-PLACES:]
-        worth = dict[tuple[float, float], float]()
+        worth, origins = dict[tuple[float, float], float](), self.draw(observation)
         for place in (patch_places()[index] for index in steepest.tolist()):
             self.mask.place = place
             self.begin(frames, observation)
-            worth[place] = self.loss(self.climb())
+            worth[place] = self.loss(self.climb(), origins)
         return max(worth, key=lambda place: worth[place])
 
     def gradient(self, change: Mapping[str, Tensor]) -> tuple[float, TensorFrames]:

@@ -50,7 +50,7 @@ class Paint(GradientAttack, Prepared):
 
     def _slope(self, noted: dict[str, TileMap], paint: np.ndarray) -> np.ndarray:
         change: TensorFrames = {camera: torch.from_numpy(each.spread(paint)) for camera, each in noted.items()}
-        _, slopes = self.gradient(change)
+        _, slopes = self.gradient(self.within(change))
         return sum((each.gather(slopes[c].numpy(), len(paint)) for c, each in noted.items()), np.zeros_like(paint))
 
     def take_over(self, other: Self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mrvlm_sim.metrics.attacks.base import Moment, Prepared, TensorFrames, tensors
-from mrvlm_sim.metrics.attacks.gradient import GradientAttack
+from mrvlm_sim.metrics.attacks.gradient import BESIDE, GradientAttack
 from mrvlm_sim.metrics.attacks.regions import FreePatch, patch_places, patch_sums
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
@@ -31,20 +31,20 @@ class Universal(GradientAttack, Prepared):
         shapes = {camera: frame.shape for camera, frame in moments[0].frames.items()}
         change = {c: torch.from_numpy(self.rng.uniform(-eps, eps, shape)).float() for c, shape in shapes.items()}
         if isinstance(self.mask, FreePatch):
-            self.mask.place = self._steepest_place(moments, change)
+            self.mask.place = self._steepest_place(moments)
         for step in range(steps):
             moment = moments[int(self.rng.integers(len(moments)))]
             self.begin(moment.frames, moment.observation)
-            _, gradient = self.gradient(change)
+            _, gradient = self.gradient(self.within(change))
             size = eps * (1 - step / steps)
             change = {c: self.allowed[c] * (change[c] + size * gradient[c].sign()).clamp(-eps, eps) for c in change}
         self.prepared = change
 
-    def _steepest_place(self, moments: Sequence[Moment], change: TensorFrames) -> tuple[float, float]:
+    def _steepest_place(self, moments: Sequence[Moment]) -> tuple[float, float]:
         total = np.zeros(len(patch_places()))
         for moment in moments:
             self.begin(moment.frames, moment.observation)
-            _, slopes = self.gradient(change)
+            _, slopes = self.gradient(self.random_change(BESIDE))
             total += sum(patch_sums(slope.abs().sum(-1).numpy()) for slope in slopes.values())
         return patch_places()[int(total.argmax())]
 

@@ -100,10 +100,23 @@ def rewarded(environment: str) -> str:
     return f"{environment[:-1]};reward=dense]" if settings else f"{name}[reward=dense]"
 
 
+class Processes(SubprocVecEnv):
+    """Environments in processes of their own, which can be closed after one of them has died."""
+
+    def close(self) -> None:
+        """Without waiting for the answer of the dead."""
+        if not self.closed and not all(process.is_alive() for process in self.processes):
+            for process in self.processes:
+                process.terminate()
+                process.join()
+            self.closed = True
+        super().close()
+
+
 def vector_env(environment: str, cameras: Mapping[str, Pyramid], count: int, processes: bool) -> VecEnv:
     """So many environments side by side, each in a process of its own or all in this one."""
     if processes:
-        return VecMonitor(SubprocVecEnv([partial(_in_process, environment, dict(cameras))] * count, "spawn"))
+        return VecMonitor(Processes([partial(_in_process, environment, dict(cameras))] * count, "spawn"))
     return VecMonitor(DummyVecEnv([partial(training_env, environment, cameras)] * count))
 
 

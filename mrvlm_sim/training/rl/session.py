@@ -82,6 +82,14 @@ class Reinforcement:
         """
         if self.saved == self.recipe.steps:
             return
+        try:
+            self._run(evaluate, log)
+        except (EOFError, ConnectionError) as error:
+            raise UserError(
+                "a process of the environments died; the same command goes on from the last checkpoint"
+            ) from error
+
+    def _run(self, evaluate: Evaluate | None, log: Log) -> None:
         self._render_scenes()
         count, cameras = self.recipe.environments, self.card.cameras
         with closing(EncodedVecEnv(vector_env(self.environment, cameras, count, self.processes), self.network)) as env:

@@ -1,0 +1,148 @@
+"""Runs of attacks, audits and rings read together, and the report of what they leave of the promises."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mrvlm_sim.agents.registry import short_identity
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.ledger import OWED
+from mrvlm_sim.evaluation.promises import (
+    Attacked,
+    Audited,
+    Effort,
+    centre_findings,
+    comparison_findings,
+    jitter_findings,
+    robust_findings,
+)
+from mrvlm_sim.evaluation.rings import LOOKS
+from mrvlm_sim.evaluation.robustness import is_clean, worst_of
+from mrvlm_sim.evaluation.store import planned_keys, read_episodes, read_parts
+from mrvlm_sim.metrics.statistics import wilson
+from mrvlm_sim.paths import make_parent, write_atomically
+
+COLUMNS = ["policy", "suite_seed", "episode", "eps", "success", "error"]
+
+
+def read_attacked(folder: Path) -> Attacked:
+    """A finished run of `attack`.
+
+    Raises:
+        UserError: it is of no attack, or not finished.
+    """
+    rows, conditions = read_episodes(folder), read_parts(folder, "condition")
+    if missing := len(planned_keys(folder)) - len(rows):
+        raise UserError(f"{missing} episodes of {folder} are missing; run the same attack again, which goes on")
+    attacks = {name: condition for name, condition in conditions.items() if condition["attack"] is not None}
+    if not attacks:
+        raise UserError(f"{folder} is a run without attacks; give runs of mrvlm-sim attack")
+    rows = rows.assign(error=rows["error"] != "", success=rows["success"].astype(bool))
+    clean = rows[rows["condition"].map(lambda name: is_clean(conditions[name]))]
+    attacked = rows[rows["condition"].isin([*attacks])]
+    sizes, found = attacked["condition"].map(lambda name: attacks[name]["eps"]), [clean.assign(eps=0.0)]
+    for policy in dict.fromkeys(attacked["policy"]):
+        own = attacked["policy"] == policy
+        found += [
+            worst_of(attacked[own & (sizes <= size)]).assign(policy=policy, eps=size)
+            for size in sorted(sizes[own].unique())
+        ]
+    survived = pd.concat([part[COLUMNS] for part in found], ignore_index=True)
+    gradients = [each for each in attacks.values() if each["attack"] == "pgd"] or [*attacks.values()]
+    effort = Effort(min(int(each["steps"]) for each in gradients), min(int(each.get("draws", 4)) for each in gradients))
+    identities = {name: short_identity(each["identity"]) for name, each in read_parts(folder, "policy").items()}
+    return Attacked(str(rows["environment"].iloc[0]), survived, identities, effort)
+
+
+def read_audit(folder: Path) -> Audited:
+    """What an audit found.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if not (folder / "audit.csv").is_file():
+        raise UserError(f"no audit in {folder}; make one: mrvlm-sim audit --env ENV --policy POLICY --output {folder}")
+    rows, table = read_episodes(folder), pd.read_csv(folder / "audit.csv", keep_default_na=False)
+    policy = next(name for name in dict.fromkeys(rows["policy"]) if name != "random")
+    attacks = [each for each in read_parts(folder, "condition").values() if each["attack"] == "pgd"]
+    effort = Effort(int(attacks[0]["steps"]), int(attacks[0].get("draws", 4)))
+    mean, low, high = pd.read_csv(folder / "ledger.csv").set_index("attacker").loc[OWED, ["harm", "low", "high"]]
+    return Audited(
+        str(rows["environment"].iloc[0]),
+        policy,
+        short_identity(read_parts(folder, "policy")[policy]["identity"]),
+        effort,
+        tuple(table.loc[table.iloc[:, 1] != "pass", "gate"]),
+        (float(mean), float(low), float(high)),
+    )
+
+
+def read_rings(folder: Path) -> pd.DataFrame:
+    """What `rings` found in every look.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if not (folder / LOOKS).is_file():
+        raise UserError(f"no rings in {folder}; make them: mrvlm-sim rings --env ENV --policy POLICY --output {folder}")
+    return pd.read_csv(folder / LOOKS)
+
+
+def write_verdicts(
+    folder: Path, attacked: Sequence[Path], audits: Sequence[Path], rings: Sequence[Path], reference: str
+) -> pd.DataFrame:
+    """Write `verdicts.csv`, `verdicts.md`, `survival.csv` and `survival.png`; returns the verdicts.
+
+    Raises:
+        UserError: a folder does not hold what it is given for, the reference was not attacked as the others were, or
+            two runs are of one environment.
+    """
+    runs, audited = [read_attacked(run) for run in attacked], [read_audit(audit) for audit in audits]
+    environments = [run.environment for run in runs]
+    if len(set(environments)) < len(environments):
+        raise UserError(f"two runs are of one environment ({', '.join(environments)}); merge them: mrvlm-sim merge")
+    others = sum(run.survived["policy"].nunique() - 1 for run in runs)
+    looks = [read_rings(ring) for ring in rings]
+    ringed = sum(each["policy"].nunique() for each in looks)
+    findings = [finding for run in runs for finding in robust_findings(run, audited)]
+    findings += [finding for run in runs for finding in comparison_findings(run, reference, audited, max(1, others))]
+    findings += [finding for each in looks for finding in centre_findings(each, audited, ringed)]
+    findings += jitter_findings(audited)
+    table = pd.DataFrame(findings)
+    survived = pd.concat([run.survived.assign(environment=run.environment) for run in runs], ignore_index=True)
+    make_parent(folder / "verdicts.csv")
+    write_atomically(folder / "verdicts.csv", table.to_csv(index=False))
+    write_atomically(folder / "verdicts.md", table.to_markdown(index=False) + "\n")
+    write_atomically(folder / "survival.csv", survival_table(survived).to_csv(index=False))
+    draw_survival(survived, folder / "survival.png")
+    return table
+
+
+def survival_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Success by policy and size: k of n."""
+    grouped = found.groupby(["environment", "policy", "eps"], sort=False)["success"]
+    return grouped.agg(k="sum", n="count").reset_index().astype({"k": int, "n": int})
+
+
+def draw_survival(found: pd.DataFrame, path: Path) -> None:
+    """Success under the worst of all attacks against their size, a panel for every environment."""
+    from matplotlib.figure import Figure
+
+    environments = list(dict.fromkeys(found["environment"]))
+    figure = Figure(figsize=(5 * len(environments), 3.8), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(environments), sharey=True))
+    for axis, environment in zip(axes, environments, strict=True):
+        table = survival_table(found[found["environment"] == environment])
+        for index, (policy, lines) in enumerate(table.groupby("policy", sort=False)):
+            x = 255 * lines["eps"].to_numpy() + 0.12 * index
+            rates = 100 * (lines["k"] / lines["n"]).to_numpy()
+            bounds = 100 * np.array([wilson(k, n) for k, n in zip(lines["k"], lines["n"], strict=True)])
+            spread = np.abs(bounds.T - rates)
+            axis.errorbar(x, rates, spread, marker="o", markersize=4, capsize=2, linewidth=1, label=policy)
+        axis.set(xlabel="size of the attacks, sensor values of 255", ylim=(-3, 103))
+        axis.set_title(environment, fontsize=10)
+    axes[0].set_ylabel("success % under the worst attack")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
