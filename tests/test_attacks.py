@@ -130,7 +130,7 @@ class TestRefusals:
             Condition("pgd", "sensor", "pgd", 4 / 255, 0)
 
     def test_an_unknown_attack(self) -> None:
-        with pytest.raises(UserError, match=r"unknown attack 'pdg'\. Did you mean 'pgd'\? Known: .*noise, pgd"):
+        with pytest.raises(UserError, match=r"unknown attack 'pdg'\. Did you mean 'pgd'\? Known: .*noise, paint, pgd"):
             Condition("pdg", "sensor", "pdg", 4 / 255)
 
 
