@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import pyramids
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from rl import BRIEF, RECIPE, rl_card
 from tiny import PYRAMID, save_tiny, tiny_card
@@ -72,6 +72,7 @@ class TestGeometry:
                 assert (away[level] <= slack[: level + 1].sum()).all()
 
     @given(pyramids(gaps=True), gazes, st.integers(0, 2**32 - 1))
+    @example(Pyramid(frame_size=4, patch=1, grids=(1, 0), jitter=Jitter(saccade=0.125)), np.array([0.0, 0.25]), 0)
     def test_margins_are_wide_enough_for_every_gaze(self, pyramid: Pyramid, gaze: np.ndarray, seed: int) -> None:
         turning = pyramid.model_copy(update={"gaze": "random"})
         assume(all(coarse % fine == 0 for coarse, fine in pairwise(pyramid.factors[1:])))

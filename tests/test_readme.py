@@ -48,7 +48,7 @@ def test_the_tables_are_the_published_ones(run: str) -> None:
 def test_the_suite_and_the_shifts_are_the_published_ones() -> None:
     for run in ("suite", "suite-phrases", "suite-baselines"):
         assert (ROOT / "results" / run / "suite.md").read_text(encoding="utf-8") in RESULTS
-    for run in ("reach-ppo", "reach-seeds", "reach-eyes-trained", "track-eyes-trained", "reach-gaze"):
+    for run in ("reach-ppo", "reach-seeds", "reach-eyes-trained", "track-eyes-trained", "reach-gaze", "track-init"):
         assert (ROOT / "results" / run / "table.md").read_text(encoding="utf-8") in RESULTS
     assert (ROOT / "results" / "reach-eyes" / "table.md").read_text(encoding="utf-8").split("\n\n")[
         1

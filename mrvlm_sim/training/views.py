@@ -93,6 +93,8 @@ def margins(pyramid: Pyramid) -> list[int]:
         for way in (-1, 1)
     ]
     reach = np.max(moves, axis=0)
+    if pyramid.gaze != "centre" and pyramid.jitter.amplitude > 0:  # between those, rounding adds a pixel at every level
+        reach[1:] += np.cumsum(pyramid.factors[1:], dtype=np.int64)
     broken = np.flatnonzero(reach % pyramid.factors)
     if len(broken):
         rule = f"level {broken[0]} must move by whole pixels of its own view for its jitter to be cut from a margin"
@@ -205,4 +207,6 @@ def _render_part(
 
 def _fingerprint(demos: Demonstrations, camera: str, pyramid: Pyramid, kept: np.ndarray) -> str:
     described = f"{RENDERING} {demos.environment} {camera} {pyramid.model_dump_json(exclude={'told'})}".encode()
+    if pyramid.gaze != "centre":
+        described += str(margins(pyramid)).encode()
     return hashlib.sha256(described + demos.states[kept].tobytes()).hexdigest()[:16]
