@@ -101,16 +101,15 @@ def rewarded(environment: str) -> str:
 
 
 class Processes(SubprocVecEnv):
-    """Environments in processes of their own, which can be closed after one of them has died."""
+    """Environments in processes of their own, which are ended without being asked: one that died never answers."""
 
     def close(self) -> None:
-        """Without waiting for the answer of the dead."""
-        if not self.closed and not all(process.is_alive() for process in self.processes):
-            for process in self.processes:
+        if not self.closed:
+            for process, remote in zip(self.processes, self.remotes, strict=True):
                 process.terminate()
                 process.join()
+                remote.close()
             self.closed = True
-        super().close()
 
 
 def vector_env(environment: str, cameras: Mapping[str, Pyramid], count: int, processes: bool) -> VecEnv:
