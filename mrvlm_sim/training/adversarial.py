@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from mrvlm_sim.agents.card import AdversarialTraining
-
-RELATIVE_STEP = 2.5  # step size is RELATIVE_STEP * eps / steps, as in `PGD`
+from mrvlm_sim.metrics.attacks.gradient import PGD
 
 
 def attacked(
@@ -28,7 +27,7 @@ def attacked(
     eps = adversary.eps * min(1.0, done / adversary.warm_up)
     if eps == 0:
         return tokens
-    size = eps if adversary.steps == 1 else RELATIVE_STEP * eps / adversary.steps
+    size = eps if adversary.steps == 1 else PGD.relative_step * eps / adversary.steps
     cameras = list(tokens)
     changed = {c: _within(tokens[c], tokens[c] + _noise(tokens[c], eps, rng), eps) for c in cameras}
     for _ in range(adversary.steps):
