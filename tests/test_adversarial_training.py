@@ -7,17 +7,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_card
+from tiny import save_tiny, tiny_card
 from torch import Tensor
 
 from mrvlm_sim.agents.card import AdversarialTraining, PolicyCard
 from mrvlm_sim.agents.model_card import model_card
 from mrvlm_sim.agents.registry import arm_card
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.training.adversarial import attacked
 from mrvlm_sim.training.bc import Cloning
 from mrvlm_sim.training.dataset import Dataset
 from mrvlm_sim.training.demos import Demonstrations
+from mrvlm_sim.training.initial import initial
+from mrvlm_sim.training.session import finish, write_policy
 from mrvlm_sim.training.views import render_views
 
 CLEAN = {"wrist": torch.rand(2, 5, 12, generator=torch.Generator().manual_seed(0))}
@@ -61,13 +64,13 @@ class TestAttacked:
 class TestCards:
     def test_an_arm_is_hardened_and_says_so(self) -> None:
         card, _ = arm_card("pyramid-48-embedded")
-        hardened = card.hardened(AdversarialTraining(eps=4 / 255))
+        hardened = card.with_recipe(adversary=AdversarialTraining(eps=4 / 255))
         assert hardened.cloning.adversary is not None
         assert hardened.weights is None
         assert "4/255" in hardened.summary
         again = PolicyCard.model_validate_json(hardened.model_dump_json())
         assert again == hardened
-        assert card.hardened(None) is card
+        assert card.with_recipe(adversary=None) is card
         weighted = hardened.model_copy(update={"weights": card.weights})
         assert "attacked by up to 4/255" in model_card(weighted)
         assert "undefended against adversarial frames" in model_card(card)
@@ -79,7 +82,7 @@ class TestCards:
     def test_reinforcement_is_refused(self) -> None:
         card, _ = arm_card("ppo/uniform-49")
         with pytest.raises(UserError, match="recipe of ppo, not of cloning"):
-            card.hardened(AdversarialTraining(eps=4 / 255))
+            card.with_recipe(adversary=AdversarialTraining(eps=4 / 255))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def dataset(demos: Demonstrations, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.slow
 class TestTraining:
     def trainer(self, dataset: Dataset, folder: Path, updates: int = 4, eps: float | None = EPS) -> Cloning:
-        card = tiny_card().hardened(AdversarialTraining(eps=eps, warm_up=0.5) if eps else None)
+        card = tiny_card().with_recipe(adversary=AdversarialTraining(eps=eps, warm_up=0.5) if eps else None)
         few = {"updates": updates, "batch": 4}
         return Cloning(card.model_copy(update={"training": card.cloning.model_copy(update=few)}), [dataset], folder)
 
@@ -103,6 +106,31 @@ class TestTraining:
             return trainer.losses(np.random.default_rng(3))[0].item()
 
         assert last_loss(0.5) > last_loss(EPS) > last_loss(None)
+
+    def test_it_can_begin_as_a_trained_policy(self, dataset: Dataset, tmp_path: Path) -> None:
+        first = self.trainer(dataset, tmp_path / "first")
+        first._step()
+        folder = finish(first)
+        card = first.card.with_recipe(**initial(folder), updates=2)
+        begun = Cloning(card, [dataset], tmp_path / "second")
+        for name, values in first.network.state_dict().items():
+            assert torch.equal(begun.network.state_dict()[name], values), name
+        assert begun.card.summary.endswith(f"Begun as {folder}.")
+        assert begun.recipe.updates == 2
+
+    def test_it_cannot_begin_as_a_policy_of_another_shape(self, dataset: Dataset, tmp_path: Path) -> None:
+        wide = save_tiny(tmp_path / "wide", width=32)
+        with pytest.raises(UserError, match=r"network\.width is 32 there and 16 here"):
+            Cloning(tiny_card().with_recipe(**initial(wide)), [dataset], tmp_path / "other")
+
+    def test_it_cannot_begin_as_a_policy_of_shorter_chunks(self, dataset: Dataset, tmp_path: Path) -> None:
+        card = tiny_card()
+        short = card.model_copy(
+            update={"execute": 1, "network": card.network.model_copy(update={"chunk": 1}), "weights": None}
+        )
+        folder = write_policy(tmp_path / "short", short, PolicyNetwork(short.cameras, short.network), 1.0)
+        with pytest.raises(UserError, match=r"network\.chunk is 1 there and \d+ here"):
+            Cloning(card.with_recipe(**initial(folder)), [dataset], tmp_path / "other")
 
     def test_going_on_equals_never_having_stopped(self, dataset: Dataset, tmp_path: Path) -> None:
         whole, parted = self.trainer(dataset, tmp_path / "whole"), self.trainer(dataset, tmp_path / "parted")

@@ -21,8 +21,9 @@ from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.periodic import quick_success
 from mrvlm_sim.tasks import make_env
+from mrvlm_sim.training.initial import differences
 from mrvlm_sim.training.reading import Lesson, Reading
-from mrvlm_sim.training.rl.recipe import differences, reinforcement_card
+from mrvlm_sim.training.rl.recipe import reinforcement_card
 from mrvlm_sim.training.rl.session import Reinforcement, finish
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ class AdversarialTraining(Card):
 class CloningRecipe(Card):
     """Behaviour cloning: the budget and the optimiser's settings."""
 
-    later = frozenset({"voting_weight", "adversary"})
+    later = frozenset({"voting_weight", "adversary", "init", "init_sha256"})
 
     method: Literal["bc"]
     demonstrations: PositiveInt  # episodes of each environment
@@ -41,6 +41,8 @@ class CloningRecipe(Card):
     voting_weight: Annotated[float, Field(ge=0)] = 0.0  # times landmark_weight; see `training.landmarks.voting_error`
     seed: Seed
     adversary: AdversarialTraining | None = None
+    init: str | None = None  # the policy it began as, and the hash of its weights
+    init_sha256: str | None = None
 
 
 class ReinforcementRecipe(Card):
@@ -157,17 +159,22 @@ class PolicyCard(Card):
         except ValidationError as error:
             raise UserError(f"eyes {name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
-    def hardened(self, adversary: AdversarialTraining | None) -> Self:
-        """The arm with a recipe of cloning that attacks what it learns from; untrained. None: as it is.
+    def with_recipe(self, **changed: AdversarialTraining | int | str | None) -> Self:
+        """The arm with other values in its recipe of cloning; untrained. None is left as it is on the card.
 
         Raises:
             UserError: its recipe is not one of cloning.
         """
-        if adversary is None:
+        given = {name: value for name, value in changed.items() if value is not None}
+        if not given:
             return self
-        recipe = self.cloning.model_copy(update={"adversary": adversary})
-        summary = f"{self.summary} Attacked while it learned, up to {255 * adversary.eps:g}/255."
-        return self.model_copy(update={"training": recipe, "weights": None, "summary": summary})
+        recipe = self.cloning.model_copy(update=given)
+        said = [self.summary]
+        if isinstance(adversary := given.get("adversary"), AdversarialTraining):
+            said.append(f"Attacked while it learned, up to {255 * adversary.eps:g}/255.")
+        if "init" in given:
+            said.append(f"Begun as {given['init']}.")
+        return self.model_copy(update={"training": recipe, "weights": None, "summary": " ".join(said)})
 
     @property
     def cloning(self) -> CloningRecipe:

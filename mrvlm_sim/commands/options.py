@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ Eyes = Annotated[
         "finest-level, gaze-random, gaze-oracle or gaze-policy."
     ),
 ]
+Init = Annotated[Path | None, typer.Option(help="Folder of a trained policy of this arm to begin with.")]
 OtherEyes = Annotated[
     list[str] | None,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrvlm_sim.commands.options import Arm, Env, Eyes
+from mrvlm_sim.commands.options import Arm, Env, Eyes, Init
 from mrvlm_sim.console import bar, console, log_updates
 from mrvlm_sim.errors import UserError
 
@@ -67,6 +67,8 @@ def train_bc(
         Adversary | None, typer.Option(help="Attack every batch before it is learned from; fgsm takes one step.")
     ] = None,
     eps: Annotated[str | None, typer.Option(help="Size of that attack, as 4/255.")] = None,
+    init: Init = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="How many; default: the recipe's.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.AUTO,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
@@ -80,15 +82,16 @@ def train_bc(
     from mrvlm_sim.agents.registry import arm_card
     from mrvlm_sim.evaluation.periodic import quick_success
     from mrvlm_sim.tasks import chosen_environments, own_card, split_settings
+    from mrvlm_sim.training.initial import initial
     from mrvlm_sim.training.session import Folders, default_output, make_trainer, train
 
     if eval_every % 100:
         raise UserError(f"--eval-every must be a multiple of 100, not {eval_every}")
     adversary = _adversary(adversarial, eps)
-    card = arm_card(arm)[0].with_eyes(eyes).hardened(adversary)
+    card = arm_card(arm)[0].with_eyes(eyes)
+    card = card.with_recipe(adversary=adversary, updates=updates, **initial(init))
     if env:
         card = card.model_copy(update={"environments": chosen_environments(env)})
-    updates = card.cloning.updates
     for name in card.environments:
         own_card(name)
     folders = Folders(output or default_output(card, "-".join(filter(None, (arm, eyes, adversarial)))))
@@ -98,7 +101,7 @@ def train_bc(
     if trainer.update:
         console.print(f"resuming after update {trainer.update}")
     look = (lambda policy: quick_success(policy, card.environments, eval_episodes)) if eval_every else None
-    with bar("updates", updates) as advance:
+    with bar("updates", card.cloning.updates) as advance:
         try:
             folder = train(trainer, log_updates(advance), look, eval_every, threads)
         except KeyboardInterrupt:
@@ -127,7 +130,7 @@ def train_rl(
     arm: Arm,
     env: Env,
     algo: Annotated[str, typer.Option(help="Algorithm of stable-baselines3: ppo or sac.")] = "ppo",
-    init: Annotated[Path | None, typer.Option(help="Folder of a trained policy of this arm to begin with.")] = None,
+    init: Init = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of all environments together; default: the recipe's.")
     ] = None,

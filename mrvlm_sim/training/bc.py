@@ -14,6 +14,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 from mrvlm_sim.training.adversarial import attacked
 from mrvlm_sim.training.dataset import Batch, Dataset, join
+from mrvlm_sim.training.initial import begin_as
 from mrvlm_sim.training.landmarks import landmark_error, voting_error
 from mrvlm_sim.training.trainer import Trainer
 
@@ -40,8 +41,8 @@ class Cloning(Trainer):
     Of several datasets, one for each environment, every batch holds equal parts.
 
     Raises:
-        UserError: the card has no recipe of cloning, there are more datasets than frames in a batch, or two are of one
-            environment.
+        UserError: the card has no recipe of cloning, the policy to begin with does not fit, there are more datasets
+            than frames in a batch, or two are of one environment.
     """
 
     def __init__(self, card: PolicyCard, datasets: Sequence[Dataset], folder: Path) -> None:
@@ -56,6 +57,8 @@ class Cloning(Trainer):
         proprio = np.concatenate([d.demos.proprio[d.kept[d.train_frames]] for d in datasets])
         network.proprio_mean.copy_(torch.from_numpy(proprio.mean(0)))
         network.proprio_std.copy_(torch.from_numpy(proprio.std(0) + 1e-3))
+        if self.cloning.init is not None:
+            begin_as(network, card, Path(self.cloning.init))
         super().__init__(network, self.cloning, folder, card.model_dump_json(exclude={"weights", "summary"}))
 
     def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,16 +1,14 @@
-"""From an arm's card to the card of its training by reinforcement, and to the policy that it begins as."""
+"""From an arm's card to the card of its training by reinforcement."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from mrvlm_sim.agents.card import PolicyCard, PPORecipe, SACRecipe
 from mrvlm_sim.agents.registry import arm_card
-from mrvlm_sim.agents.trained import load_trained
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.models import PolicyNetwork
+from mrvlm_sim.training.initial import initial
 
 ALGORITHMS: dict[str, type[PPORecipe] | type[SACRecipe]] = {"ppo": PPORecipe, "sac": SACRecipe}
 NO_DICTS = ("ars",)  # algorithms of stable-baselines3 and sb3-contrib that take no Dict observations
@@ -33,10 +31,7 @@ def reinforcement_card(
     check_algorithm(algorithm)
     card = arm_card(arm)[0].with_eyes(eyes)
     own = card.training.model_dump() if card.training.method == algorithm else {}
-    values = own | {name: value for name, value in changed.items() if value is not None}
-    if init is not None:
-        begun_as = load_trained(init).card.weights
-        values |= {"init": str(init), "init_sha256": begun_as.sha256 if begun_as else None}
+    values = own | {name: value for name, value in changed.items() if value is not None} | initial(init)
     try:
         recipe = ALGORITHMS[algorithm].model_validate(values)
     except ValidationError as error:
@@ -62,35 +57,3 @@ def check_algorithm(name: str) -> None:
         )
     if name not in ALGORITHMS:
         raise unknown_name("algorithm", name, ALGORITHMS)
-
-
-def begin_as(network: PolicyNetwork, card: PolicyCard, folder: Path) -> None:
-    """Give an arm's network the weights of a trained policy of the same arm; of its chunk of actions, the first.
-
-    Raises:
-        UserError: the policy has other eyes or another network; it says where.
-    """
-    policy = load_trained(folder)
-    if different := differences(_shape(policy.card), _shape(card)):
-        raise UserError(f"--init {folder} is a policy of another arm: {'; '.join(different)}")
-    given, own = policy.network.state_dict(), network.state_dict()
-    last = f"action_head.layers.{len(network.action_head.layers) - 1}"
-    for name in (f"{last}.weight", f"{last}.bias"):
-        given[name] = given[name][: len(own[name])]
-    network.load_state_dict(given)
-
-
-def _shape(card: PolicyCard) -> dict[str, Any]:
-    return card.model_dump(mode="json", include={"cameras": True, "network": True}, exclude={"network": {"chunk"}})
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested maps differ, in words."""
-    found: list[str] = []
-    for key in sorted(theirs.keys() | ours.keys()):
-        there, here = theirs.get(key), ours.get(key)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            found += differences(there, here, f"{prefix}{key}.")
-        elif there != here:
-            found.append(f"{prefix}{key} is {there!r} there and {here!r} here")
-    return found

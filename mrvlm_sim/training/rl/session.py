@@ -25,12 +25,12 @@ from mrvlm_sim.paths import make_parent, write_atomically
 from mrvlm_sim.seeding import integer_seed
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.checkpoint import read_checkpoint, write_checkpoint
+from mrvlm_sim.training.initial import begin_as, differences
 from mrvlm_sim.training.rl.actor_critic import copy_actor_to_head, copy_head_to_actor
 from mrvlm_sim.training.rl.algorithms import EncoderLearns, make_algorithm
 from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
 from mrvlm_sim.training.rl.envs import EncodedVecEnv, check_network, probe, vector_env
 from mrvlm_sim.training.rl.pretraining import random_scenes
-from mrvlm_sim.training.rl.recipe import begin_as, differences
 from mrvlm_sim.training.session import write_policy
 from mrvlm_sim.training.trainer import interrupts_noted
 
