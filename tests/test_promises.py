@@ -168,13 +168,13 @@ class TestMoreRobust:
 
 
 class TestCentre:
-    def rings(self, *outer_less_inner: float) -> pd.DataFrame:
+    def rings(self, *outer_less_inner: float, policy: str = "pyramid") -> pd.DataFrame:
         """Harms of looks in two rings, by normalisation."""
         rng = np.random.default_rng(0)
         return pd.DataFrame(
             [
                 {
-                    "environment": "reach", "policy": "pyramid", "normalisation": name, "inner": inner, "look": look,
+                    "environment": "reach", "policy": policy, "normalisation": name, "inner": inner, "look": look,
                     "harm": 0.3 + (gap if inner else 0) + 0.01 * rng.normal(), "identity": "w", "steps": 20, "draws": 4,
                 }
                 for name, gap in zip(NORMALISATIONS, outer_less_inner, strict=True)
@@ -189,6 +189,22 @@ class TestCentre:
         finding = centre_findings(self.rings(0.1, -0.1, 0.1), PASSED, 1)[0]
         assert finding.verdict == INCONCLUSIVE
         assert "solid angle -" in finding.figure
+
+    def test_a_policy_is_held_to_what_averaging_alone_does(self) -> None:
+        def found(gap: float, controls: float) -> list[tuple[str, str]]:
+            control = self.rings(controls, controls, controls, policy="uniform")
+            looks = pd.concat([self.rings(gap, gap, gap), control])
+            findings = centre_findings(looks, PASSED, 3, control="uniform")
+            return [(each.promise, each.verdict) for each in findings if each.policy == "pyramid"]
+
+        own = ("attacks do less in the middle", SUPPORTED)
+        assert found(0.2, 0.1) == [own, ("more so than of uniform", SUPPORTED)]
+        assert found(0.1, 0.2) == [own, ("more so than of uniform", REFUTED)]
+        assert found(0.1, 0.1) == [own, ("more so than of uniform", INCONCLUSIVE)]
+
+    def test_a_control_that_was_not_measured(self) -> None:
+        with pytest.raises(UserError, match="no rings of uniform were measured; take one of pyramid"):
+            centre_findings(self.rings(0.1, 0.1, 0.1), PASSED, 1, control="uniform")
 
     def test_without_an_audit_nothing_is_said(self) -> None:
         for gap in (0.1, -0.1):

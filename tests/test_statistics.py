@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrvlm_sim.metrics.statistics import compare_paired, holm, wilson
+from mrvlm_sim.metrics.statistics import compare_paired, difference_interval, holm, wilson
 
 outcomes = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60).map(
     lambda rows: np.array(rows, dtype=bool).T
@@ -118,6 +118,19 @@ def test_comparison_refuses_what_is_not_paired() -> None:
     for bad in (np.array([1.0, 0.0]), np.zeros((2, 1), dtype=bool), np.zeros(0, dtype=bool)):
         with pytest.raises(ValueError, match="b must be a non-empty bool array"):
             compare_paired(good, bad)
+
+
+def test_difference_of_equal_spreads_has_students_interval() -> None:
+    a, b = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, 2.0, 3.0])
+    mean, low, high = difference_interval(a, b)
+    half = 2.446911848791681 * np.sqrt(2 * (5 / 3) / 4)  # t of 6 degrees of freedom
+    np.testing.assert_allclose((mean, low, high), (1.0, 1.0 - half, 1.0 + half))
+    assert difference_interval(b, a) == pytest.approx((-1.0, -high, -low))
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [0.0, 1.0]), ([1.0, 1.0], [0.0, 0.0])])
+def test_difference_of_what_does_not_vary_says_nothing(a: list[float], b: list[float]) -> None:
+    assert difference_interval(np.array(a), np.array(b)) == (np.mean(a) - np.mean(b), -np.inf, np.inf)
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:

@@ -212,10 +212,15 @@ def verdicts(
     reference: Annotated[str, typer.Option(help="Policy that the others are to be more robust than.")],
     audit: Annotated[list[Path] | None, typer.Option(help="Folder of an audit; repeatable.")] = None,
     rings: Annotated[list[Path] | None, typer.Option(help="Folder of rings; repeatable.")] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(help="Policy among the rings that only averages the frame down; others are held to it."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for tables and picture.")] = Path("results/robustness"),
 ) -> None:
     """What attacks, audits and rings together leave of the promises: supported, refuted or inconclusive."""
     from mrvlm_sim.evaluation.verdicts import write_verdicts
 
-    print_table(write_verdicts(output, attacked, audit or [], rings or [], reference), "promises of robustness")
+    found = write_verdicts(output, attacked, audit or [], rings or [], reference, control)
+    print_table(found, "promises of robustness")
     console.print(f"results: {output}")

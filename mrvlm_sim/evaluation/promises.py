@@ -6,7 +6,7 @@ weak, and supported by audited ones only. Intervals of comparisons are
 95 % together, and so are those of rings (Bonferroni); all others are 95 % each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
-from mrvlm_sim.metrics.statistics import mean_interval, wilson
+from mrvlm_sim.metrics.statistics import difference_interval, mean_interval, wilson
 
 MATTERS = 0.05  # of the sizes survived, or of the actions' range: less is nothing
 FEWEST = 5  # episodes of which something is said
@@ -180,24 +180,58 @@ def comparison_findings(run: Attacked, reference: str, audits: Sequence[Audited]
     return findings
 
 
-def centre_findings(looks: pd.DataFrame, audits: Sequence[Audited], comparisons: int) -> list[Finding]:
-    """Whether attacks do less in the innermost ring than in the outermost, by three ways of making them comparable."""
-    findings = []
-    for policy in dict.fromkeys(looks["policy"]):
-        own, intervals = looks[looks["policy"] == policy], dict[str, tuple[float, float, float]]()
-        environment, identity = str(own["environment"].iloc[0]), str(own["identity"].iloc[0])
-        for normalisation in NORMALISATIONS:
-            rings = own[own["normalisation"] == normalisation].pivot(index="look", columns="inner", values="harm")
-            gap = (rings.iloc[:, -1] - rings.iloc[:, 0]).to_numpy()
-            intervals[normalisation] = mean_interval(gap, 1 - 0.05 / comparisons / len(NORMALISATIONS))
-        effort = Effort(int(own["steps"].iloc[0]), int(own["draws"].iloc[0]))
-        failed = gates(audits, environment, policy, identity, effort)
-        verdicts = {judge(low, high, 0.0, failed) for _, low, high in intervals.values()}
-        verdict = verdicts.pop() if len(verdicts) == 1 else INCONCLUSIVE
-        gaps = "; ".join(f"equal {name} {percent(*interval)}" for name, interval in intervals.items())
-        figure = with_gates(f"outer less inner ring, {gaps} of the actions' range", failed)
-        findings.append(Finding("attacks do less in the middle", environment, policy, verdict, figure))
+def centre_findings(
+    looks: pd.DataFrame, audits: Sequence[Audited], comparisons: int, control: str | None = None
+) -> list[Finding]:
+    """Whether attacks do less in the innermost ring than in the outermost, by three ways of making them comparable.
+
+    With a `control`, also whether that holds more of every other policy: what averaging alone does is no promise kept.
+
+    Raises:
+        UserError: the control's rings were not measured.
+    """
+    policies, findings = list(dict.fromkeys(looks["policy"])), list[Finding]()
+    if control is not None and control not in policies:
+        raise UserError(f"no rings of {control} were measured; take one of {', '.join(policies)}")
+    confidence = 1 - 0.05 / comparisons / len(NORMALISATIONS)
+    for policy in policies:
+        gaps = {name: ring_gaps(looks, policy, name) for name in NORMALISATIONS}
+        intervals = {name: mean_interval(gap, confidence) for name, gap in gaps.items()}
+        findings.append(_centre(looks, audits, "attacks do less in the middle", intervals, [policy]))
+        if control in (None, policy):
+            continue
+        more = {
+            name: difference_interval(gap, ring_gaps(looks, control, name), confidence) for name, gap in gaps.items()
+        }
+        findings.append(_centre(looks, audits, f"more so than of {control}", more, [policy, control]))
     return findings
+
+
+def ring_gaps(looks: pd.DataFrame, policy: str, normalisation: str) -> np.ndarray:
+    """By how much more attacks do in the outermost than in the innermost ring, of the actions' range, (looks,)."""
+    own = looks[(looks["policy"] == policy) & (looks["normalisation"] == normalisation)]
+    rings = own.pivot(index="look", columns="inner", values="harm")
+    return (rings.iloc[:, -1] - rings.iloc[:, 0]).to_numpy()
+
+
+def _centre(
+    looks: pd.DataFrame,
+    audits: Sequence[Audited],
+    promise: str,
+    intervals: Mapping[str, tuple[float, float, float]],
+    policies: Sequence[str],
+) -> Finding:
+    """A finding on the first of the policies; the audits of all must stand."""
+    failed, environment = list[str](), str(looks["environment"].iloc[0])
+    for policy in policies:
+        first = looks[looks["policy"] == policy].iloc[0]
+        effort = Effort(int(first["steps"]), int(first["draws"]))
+        failed += gates(audits, environment, policy, str(first["identity"]), effort)
+    verdicts = {judge(low, high, 0.0, failed) for _, low, high in intervals.values()}
+    verdict = verdicts.pop() if len(verdicts) == 1 else INCONCLUSIVE
+    gaps = "; ".join(f"equal {name} {percent(*interval)}" for name, interval in intervals.items())
+    figure = with_gates(f"outer less inner ring, {gaps} of the actions' range", failed)
+    return Finding(promise, environment, policies[0], verdict, figure)
 
 
 def jitter_findings(audits: Sequence[Audited]) -> list[Finding]:

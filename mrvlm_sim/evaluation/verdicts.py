@@ -91,9 +91,16 @@ def read_rings(folder: Path) -> pd.DataFrame:
 
 
 def write_verdicts(
-    folder: Path, attacked: Sequence[Path], audits: Sequence[Path], rings: Sequence[Path], reference: str
+    folder: Path,
+    attacked: Sequence[Path],
+    audits: Sequence[Path],
+    rings: Sequence[Path],
+    reference: str,
+    control: str | None = None,
 ) -> pd.DataFrame:
     """Write `verdicts.csv`, `verdicts.md`, `survival.csv` and `survival.png`; returns the verdicts.
+
+    `reference` is what the others are to be more robust than, `control` what tells rings from mere averaging.
 
     Raises:
         UserError: a folder does not hold what it is given for, the reference was not attacked as the others were, or
@@ -105,10 +112,10 @@ def write_verdicts(
         raise UserError(f"two runs are of one environment ({', '.join(environments)}); merge them: mrvlm-sim merge")
     others = sum(run.survived["policy"].nunique() - 1 for run in runs)
     looks = [read_rings(ring) for ring in rings]
-    ringed = sum(each["policy"].nunique() for each in looks)
+    ringed = sum(2 * each["policy"].nunique() - 1 if control else each["policy"].nunique() for each in looks)
     findings = [finding for run in runs for finding in robust_findings(run, audited)]
     findings += [finding for run in runs for finding in comparison_findings(run, reference, audited, max(1, others))]
-    findings += [finding for each in looks for finding in centre_findings(each, audited, ringed)]
+    findings += [finding for each in looks for finding in centre_findings(each, audited, ringed, control)]
     findings += jitter_findings(audited)
     table = pd.DataFrame(findings)
     survived = pd.concat([run.survived.assign(environment=run.environment) for run in runs], ignore_index=True)

@@ -74,6 +74,20 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[f
     return mean, mean - half, mean + half
 
 
+def difference_interval(a: np.ndarray, b: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Difference of the means of independent samples (n,) and (m,) with Welch's interval (1947): (mean, low, high).
+
+    Of samples that do not vary, or of one value, it is unbounded.
+    """
+    from scipy.stats import ttest_ind
+
+    mean = float(np.mean(a) - np.mean(b))
+    if min(len(a), len(b)) < 2 or np.ptp(a) == np.ptp(b) == 0:
+        return mean, -np.inf, np.inf
+    low, high = ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
+    return mean, float(low), float(high)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number (Holm, 1979), in the order given; controls the family-wise error.
 
