@@ -46,10 +46,18 @@ def cut_batch(frame: Array, origins: np.ndarray, pyramid: Pyramid) -> list[Array
 
 
 def _area_mean(image: Array, factor: int) -> Array:
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+    if not isinstance(image, np.ndarray):
+        return _area_mean_of_tensor(image, factor)
+    if image.dtype == np.uint8:
         return _area_mean_of_integers(image, factor)  # type: ignore[return-value]
-    mean: Any = _accurate_mean if isinstance(image, np.ndarray) else "mean"
-    return reduce(image, "(h f) (w g) c -> h w c", mean, f=factor, g=factor)
+    return reduce(image, "(h f) (w g) c -> h w c", _accurate_mean, f=factor, g=factor)
+
+
+def _area_mean_of_tensor(image: Any, factor: int) -> Any:
+    """Half the time, forward and backward, of a mean over two axes."""
+    from torch.nn.functional import avg_pool2d
+
+    return rearrange(avg_pool2d(rearrange(image, "h w c -> c h w"), factor), "c h w -> h w c")
 
 
 def _accurate_mean(image: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
