@@ -60,7 +60,9 @@ class GradientAttack(Attack):
     def begin(self, frames: Frames, observation: Observation) -> None:
         """A new look: what it shows, what may be changed of it, and what the policy would do."""
         self.clean, self.observation = tensors(frames), observation
-        self.allowed = self.weights(self.clean)
+        self.allowed, eps = self.weights(self.clean), self.threat.eps
+        self.least = {c: self.allowed[c] * (-f).clamp(min=-eps) for c, f in self.clean.items()}
+        self.most = {c: self.allowed[c] * (1 - f).clamp(max=eps) for c, f in self.clean.items()}
         origins = self.draw(observation)
         self.objective.begin(self.clean, origins, observation)
         self.forwards += _count(origins)
@@ -108,8 +110,7 @@ class GradientAttack(Attack):
 
     def within(self, change: Mapping[str, Tensor]) -> TensorFrames:
         """The change, clipped to the bound, to the valid range and to what may be changed."""
-        eps, clean = self.threat.eps, self.clean
-        return {c: self.allowed[c] * ((f + change[c].clamp(-eps, eps)).clamp(0, 1) - f) for c, f in clean.items()}
+        return {c: torch.clamp(moved, self.least[c], self.most[c]) for c, moved in change.items()}
 
     @torch.no_grad()
     def loss(self, change: Mapping[str, Tensor], origins: Origins) -> float:
@@ -167,7 +168,7 @@ class PGD(GradientAttack):
         change, size = self.random_change(), self.relative_step * self.threat.eps / self.threat.steps
         for _ in range(self.threat.steps):
             _, gradient = self.gradient(change)
-            change = self.within({camera: change[camera] + size * slope.sign() for camera, slope in gradient.items()})
+            change = self.within({c: change[c].add(slope.sign_(), alpha=size) for c, slope in gradient.items()})
         return change
 
 
