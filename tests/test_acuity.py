@@ -23,6 +23,7 @@ from mrvlm_sim.evaluation.acuity import (
     sensor_pixels,
     surface,
     threshold,
+    thresholds,
     trial_cells,
 )
 from mrvlm_sim.evaluation.acuity_report import beyond, load_readable, write_acuity
@@ -274,7 +275,8 @@ def test_what_is_written(tiny: TrainedPolicy, scenes: Scenes, tmp_path: Path) ->
         share = 0.25 + 0.75 / (1 + np.exp(-4 * np.log2(size / (1 + place / 20))))
         chosen = np.where(rng.random() < share, 0, 1)
         rows.append({"arm": "tiny", "size": size, "eccentricity": place, "named": 0, "chosen": int(chosen)})
-    table = write_acuity(tmp_path / "new", pd.DataFrame(rows), {"tiny": tiny}, resamples=10)
+    trials = pd.DataFrame(rows)
+    table = write_acuity(tmp_path / "new", trials, thresholds(surface(trials), resamples=10), {"tiny": tiny})
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "acuity.png", "surface.csv", "thresholds.csv", "thresholds.md", "trials.csv",
     ]  # fmt: skip

@@ -27,7 +27,7 @@ def acuity(
     """
     import pandas as pd
 
-    from mrvlm_sim.evaluation.acuity import Examination
+    from mrvlm_sim.evaluation.acuity import Examination, Threshold, surface, thresholds
     from mrvlm_sim.evaluation.acuity_report import load_readable, write_acuity
     from mrvlm_sim.paths import runs_folder
     from mrvlm_sim.training.reading import Lesson, Reading
@@ -38,6 +38,7 @@ def acuity(
         Examination(trials, seed, workers),
     )
     done: dict[str, pd.DataFrame] = {}
+    found: dict[str, dict[float, Threshold]] = {}
     for name, policy in policies.items():
         reading = Reading(policy, Lesson(scenes, updates), folder / "readers" / name, workers)
         trial_file = folder / "trials" / f"{name.replace('/', '-')}.csv"
@@ -47,6 +48,8 @@ def acuity(
         with bar(f"{name} learns to read", updates) as advance:
             reading.run(log_updates(advance))
         done[name] = examination.of(name, reading.reader, policy.card.cameras, trial_file)
-        table = write_acuity(folder, pd.concat(done.values(), ignore_index=True), {n: policies[n] for n in done})
+        found |= thresholds(surface(done[name]))
+        trials_done = pd.concat(done.values(), ignore_index=True)
+        table = write_acuity(folder, trials_done, found, {arm: policies[arm] for arm in done})
     print_table(table, f"smallest mark read of four, {trials} trials of every size")
     console.print(f"results: {folder}")

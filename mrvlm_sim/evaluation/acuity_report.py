@@ -1,6 +1,7 @@
 """What is written of acuity: trials, surface and thresholds as tables, and their picture."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pandas as pd
 from mrvlm_sim.agents.registry import load_policy, policy_name
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.acuity import CHANCE, RESAMPLES, Threshold, arm_cost, surface, threshold_table, thresholds
+from mrvlm_sim.evaluation.acuity import CHANCE, Threshold, arm_cost, surface, threshold_table
 from mrvlm_sim.metrics.psychometrics import interval
 from mrvlm_sim.paths import make_parent, write_atomically
+
+ABREAST = 5  # maps in a row of the picture
 
 
 def load_readable(references: Sequence[str]) -> dict[str, TrainedPolicy]:
@@ -37,12 +40,17 @@ def load_readable(references: Sequence[str]) -> dict[str, TrainedPolicy]:
 
 
 def write_acuity(
-    folder: Path, trials: pd.DataFrame, policies: Mapping[str, TrainedPolicy], resamples: int = RESAMPLES
+    folder: Path,
+    trials: pd.DataFrame,
+    found: Mapping[str, Mapping[float, Threshold]],
+    policies: Mapping[str, TrainedPolicy],
 ) -> pd.DataFrame:
-    """Write `trials.csv`, `surface.csv`, `thresholds.md` and `.csv`, `acuity.png`; returns the table of thresholds."""
+    """Write `trials.csv`, `surface.csv`, `thresholds.md` and `.csv`, `acuity.png`; returns the table of thresholds.
+
+    Trials and `thresholds` found are of the same arms.
+    """
     make_parent(folder / "trials.csv")
     surfaces = surface(trials)
-    found = thresholds(surfaces, resamples)
     table = threshold_table(found, policies)
     write_atomically(folder / "trials.csv", trials.to_csv(index=False))
     write_atomically(folder / "surface.csv", surfaces.to_csv(index=False, float_format="%.4f"))
@@ -61,12 +69,17 @@ def draw_acuity(
     """One map per arm of the share right over size and eccentricity, then threshold against eccentricity for all."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(found) + 5.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(found) + 1, width_ratios=[*[1.0] * len(found), 1.5], squeeze=False)[0]
+    rows = ceil(len(found) / ABREAST)
+    columns = ceil(len(found) / rows)
+    figure = Figure(figsize=(3.2 * columns + 5.5, 4.2 * rows), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[columns, 1.5], squeeze=False)[0]
+    axes = left.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(found) :]:
+        axis.set_axis_off()
     for axis, arm in zip(axes, found, strict=False):
         shares = surfaces[surfaces["arm"] == arm].pivot(index="size", columns="eccentricity", values="share")
         _map(axis, shares, f"{arm}\n{costs[arm]['tokens']} tokens, {costs[arm]['GFLOPs']} GFLOPs")
-    _thresholds(axes[-1], found)
+    _thresholds(right.subplots(), found)
     figure.savefig(path, dpi=110)
 
 
@@ -91,7 +104,7 @@ def _map(axis, shares: pd.DataFrame, title: str) -> None:  # type: ignore[no-unt
 def _thresholds(axis, found: Mapping[str, Mapping[float, Threshold]]) -> None:  # type: ignore[no-untyped-def]
     """Lines through what is known, open triangles for the rest."""
     for index, (arm, places) in enumerate(found.items()):
-        beside = 0.3 * index
+        beside = 0.3 * index * min(1, ABREAST / len(found))
         known = {place: value for place, value in places.items() if value.known}
         x, y = np.array(list(known)) + beside, np.array([value.degrees for value in known.values()])
         limits = np.array([interval(value.samples, method="nearest") for value in known.values()]).reshape(-1, 2)
