@@ -26,7 +26,7 @@ from mrvlm_sim.evaluation.acuity import (
     thresholds,
     trial_cells,
 )
-from mrvlm_sim.evaluation.acuity_report import beyond, load_readable, write_acuity
+from mrvlm_sim.evaluation.acuity_report import beyond, load_readable, write_acuity, write_right
 from mrvlm_sim.models.reader import MarkReader
 from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.tasks.optotypes import MARKS
@@ -284,6 +284,17 @@ def test_what_is_written(tiny: TrainedPolicy, scenes: Scenes, tmp_path: Path) ->
     assert table.loc[0, "slope"].startswith("+")
     assert " px" in table.loc[0, "20 degrees off"]
     assert iio.imread(tmp_path / "new" / "acuity.png").shape[1] > 600
+
+
+def test_what_was_right_is_paired(tmp_path: Path) -> None:
+    chosen = {"sharp": [0, 0, 0, 1, 0, 0, 0, 0, 0, 0], "dull": [0, 1, 1, 1, 1, 1, 1, 1, 0, 1]}
+    trials = pd.DataFrame([{"arm": arm, "named": 0, "chosen": mark} for arm, marks in chosen.items() for mark in marks])
+    table = write_right(tmp_path, trials, "dull").set_index("arm")
+    assert table["right %"].tolist() == ["90.0 [59.6, 98.2]", "20.0 [5.7, 51.0]"]
+    assert table.loc["sharp", "difference to dull"].startswith("+70.0 [")
+    assert table.loc["sharp", "McNemar p (Holm)"] == "0.016 (0.016)"
+    assert table.loc["dull", "difference to dull"] == "-"
+    assert (tmp_path / "right.csv").is_file()
 
 
 def test_only_trained_arms_can_be_examined(tiny_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mrvlm_sim.console import bar, console, log_updates, print_table
+from mrvlm_sim.errors import unknown_name
 
 
 def acuity(
@@ -17,6 +18,7 @@ def acuity(
     ] = 16000,
     updates: Annotated[int, typer.Option(min=1, help="Updates of every reader.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="Of the trials.")] = 0,
+    reference: Annotated[str | None, typer.Option(help="Arm the others are compared with; default: the first.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
 ) -> None:
     """Which marks arms can read, by size and eccentricity: teach every arm to read, then test it.
@@ -28,7 +30,8 @@ def acuity(
     import pandas as pd
 
     from mrvlm_sim.evaluation.acuity import Examination, Threshold, surface, thresholds
-    from mrvlm_sim.evaluation.acuity_report import load_readable, write_acuity
+    from mrvlm_sim.evaluation.acuity_report import load_readable, write_acuity, write_right
+    from mrvlm_sim.evaluation.tables import reference_among
     from mrvlm_sim.paths import runs_folder
     from mrvlm_sim.training.reading import Lesson, Reading
 
@@ -37,6 +40,9 @@ def acuity(
         load_readable(arm),
         Examination(trials, seed, workers),
     )
+    compared_with = reference_among(policies, reference or next(iter(policies)))
+    if compared_with not in policies:
+        raise unknown_name("arm", compared_with, policies)
     done: dict[str, pd.DataFrame] = {}
     found: dict[str, dict[float, Threshold]] = {}
     for name, policy in policies.items():
@@ -51,5 +57,6 @@ def acuity(
         found |= thresholds(surface(done[name]))
         trials_done = pd.concat(done.values(), ignore_index=True)
         table = write_acuity(folder, trials_done, found, {arm: policies[arm] for arm in done})
+    print_table(write_right(folder, trials_done, compared_with), "the same trials, all sizes and places")
     print_table(table, f"smallest mark read of four, {trials} trials of every size")
     console.print(f"results: {folder}")

@@ -11,7 +11,9 @@ from mrvlm_sim.agents.registry import load_policy, policy_name
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.acuity import CHANCE, Threshold, arm_cost, surface, threshold_table
+from mrvlm_sim.evaluation.tables import in_percent, signed
 from mrvlm_sim.metrics.psychometrics import interval
+from mrvlm_sim.metrics.statistics import compare_paired, holm, wilson
 from mrvlm_sim.paths import make_parent, write_atomically
 
 ABREAST = 5  # maps in a row of the picture
@@ -57,6 +59,25 @@ def write_acuity(
     write_atomically(folder / "thresholds.csv", table.to_csv(index=False))
     write_atomically(folder / "thresholds.md", table.to_markdown(index=False) + "\n")
     draw_acuity(surfaces, found, {arm: arm_cost(policy) for arm, policy in policies.items()}, folder / "acuity.png")
+    return table
+
+
+def write_right(folder: Path, trials: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Write `right.md` and `right.csv`: what share of the trials every arm got right, paired with the reference."""
+    right = {arm: (own["named"] == own["chosen"]).to_numpy() for arm, own in trials.groupby("arm", sort=False)}
+    others = {arm: compare_paired(right[arm], right[reference]) for arm in right if arm != reference}
+    corrected = dict(zip(others, holm([compared.p_value for compared in others.values()]), strict=True))
+    lines = []
+    for arm in right:
+        line = {"arm": arm, "right %": in_percent(right[arm].mean(), *wilson(int(right[arm].sum()), len(right[arm])))}
+        if arm in others:
+            compared = others[arm]
+            line[f"difference to {reference}"] = signed(compared.difference, compared.low, compared.high)
+            line["McNemar p (Holm)"] = f"{compared.p_value:.2g} ({corrected[arm]:.2g})"
+        lines.append(line)
+    table = pd.DataFrame(lines).fillna("-")
+    write_atomically(folder / "right.csv", table.to_csv(index=False))
+    write_atomically(folder / "right.md", table.to_markdown(index=False) + "\n")
     return table
 
 
