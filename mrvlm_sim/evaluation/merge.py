@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mrvlm_sim.evaluation.store import RunStore, read_sessions
+from mrvlm_sim.evaluation.store import RunStore, check_run
 
 
 def merge_runs(output: Path, runs: Sequence[Path]) -> None:
@@ -15,6 +15,6 @@ def merge_runs(output: Path, runs: Sequence[Path]) -> None:
         UserError: a folder holds no run, or two runs differ in a card, in weights, or in an episode's outcome.
     """
     for run in runs:
-        read_sessions(run)  # refuses what is no run before anything is written
+        check_run(run)  # refuses what is no run before anything is written
     with RunStore(output) as store:
         store.absorb(runs)

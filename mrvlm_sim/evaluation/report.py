@@ -1,6 +1,5 @@
 """From the store of a run to what people read: table, notes, rows as CSV, provenance."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mrvlm_sim.evaluation.published import publish
 from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
 from mrvlm_sim.evaluation.tables import REFERENCE, pretty_tables, success_table
 from mrvlm_sim.paths import write_atomically
@@ -25,9 +25,7 @@ def write_report(folder: Path, reference: str = REFERENCE, notes: Sequence[str] 
     parts = {kind: read_parts(folder, kind) for kind in KINDS}
     write_atomically(folder / "table.md", "\n".join(lines) + "\n")
     write_atomically(folder / "table.csv", table.to_csv(index=False))
-    write_atomically(folder / "episodes.csv", rows.to_csv(index=False))
-    described = {"sessions": read_sessions(folder), **parts}
-    write_atomically(folder / "provenance.json", json.dumps(described, indent=2) + "\n")
+    publish(folder, rows, {"sessions": read_sessions(folder), **parts}, planned=len(planned_keys(folder)))
     return table
 
 

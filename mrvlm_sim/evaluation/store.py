@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.migrate import OLDER, SCHEMA, migrate, missing_columns, upgraded
+from mrvlm_sim.evaluation.published import is_published, published, published_episodes
 
 FILE, PARTIAL, LOCK = "run.sqlite", "run.partial", ".lock"
 SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB", list[float]: "TEXT"}
@@ -164,16 +165,21 @@ def read_episodes(folder: Path) -> pd.DataFrame:
     Raises:
         UserError: there is no run in that folder, or one of another version.
     """
-    columns = [field.name for field in fields(EpisodeRecord) if field.name not in BLOBS]
+    columns = {field.name: field.type for field in fields(EpisodeRecord) if field.name not in BLOBS}
+    if _only_published(folder):
+        return published_episodes(folder, columns)  # type: ignore[arg-type]
     with reading(folder) as connection:
         chosen = _selected(connection, columns)
         rows = connection.execute(f"SELECT {chosen} FROM planned NATURAL JOIN episodes ORDER BY planned.rowid")
-        frame = pd.DataFrame(rows.fetchall(), columns=columns)
-    return frame.astype({field.name: bool for field in fields(EpisodeRecord) if field.type is bool})
+        frame = pd.DataFrame(rows.fetchall(), columns=list(columns))
+    return frame.astype({name: kind for name, kind in columns.items() if kind is bool})
 
 
 def planned_keys(folder: Path) -> list[Key]:
     """Every episode that the run is to have, in order."""
+    if _only_published(folder):
+        names = read_episodes(folder)[list(Key._fields)]
+        return [Key(*values) for values in names.itertuples(index=False, name=None)]
     with reading(folder) as connection:
         return list(map(Key._make, connection.execute(f"SELECT {', '.join(Key._fields)} FROM planned ORDER BY rowid")))
 
@@ -194,6 +200,8 @@ def read_log(folder: Path, key: Key) -> tuple[np.ndarray, np.ndarray]:
 
 def read_parts(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
     """What `agree` kept of one kind, by name."""
+    if _only_published(folder):
+        return {name: upgraded(kind, description) for name, description in published(folder, kind).items()}
     with reading(folder) as connection:
         rows = connection.execute("SELECT name, description FROM parts WHERE kind = ?", (kind,)).fetchall()
     return {name: upgraded(kind, json.loads(text)) for name, text in rows}
@@ -201,8 +209,14 @@ def read_parts(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """What every process that worked on the run said of itself, first one first."""
+    if _only_published(folder):
+        return list(published(folder, "sessions"))
     with reading(folder) as connection:
         return [json.loads(text) for (text,) in connection.execute("SELECT provenance FROM sessions ORDER BY rowid")]
+
+
+def _only_published(folder: Path) -> bool:
+    return not (folder / FILE).is_file() and is_published(folder)
 
 
 def _selected(connection: sqlite3.Connection, columns: Iterable[str]) -> str:
@@ -213,6 +227,15 @@ def _selected(connection: sqlite3.Connection, columns: Iterable[str]) -> str:
 
 def _episode(connection: sqlite3.Connection, key: Key, columns: str) -> tuple | None:
     return connection.execute(f"SELECT {columns} FROM episodes WHERE {IS_KEY}", key).fetchone()
+
+
+def check_run(folder: Path) -> None:
+    """
+    Raises:
+        UserError: there is no run in that folder, with initial states and actions.
+    """
+    with reading(folder):
+        pass
 
 
 @contextmanager

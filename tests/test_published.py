@@ -1,0 +1,92 @@
+"""Runs that are published: they read as the runs that they were, and every table in results/ comes of its episodes."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from engine import carry_out, plan_of
+from typer.testing import CliRunner
+
+from mrvlm_sim.cli import app
+from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.merge import merge_runs
+from mrvlm_sim.evaluation.published import EPISODES, PROVENANCE, publish
+from mrvlm_sim.evaluation.report import run_table
+from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
+
+RESULTS = Path(__file__).parents[1] / "results"
+PUBLISHED = sorted(path.parent for path in RESULTS.glob("**/provenance.json") if "runs" not in path.parts)
+BOTH = (EPISODES, PROVENANCE)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Only what is published of it."""
+    to.mkdir(parents=True)
+    for name in BOTH:
+        shutil.copy(folder / name, to / name)
+    return to
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    carry_out(plan_of("noop", "expert", episodes=2), folder)
+    return folder
+
+
+def test_there_are_some() -> None:
+    assert len(PUBLISHED) > 10
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.relative_to(RESULTS).as_posix())
+def test_the_tables_come_of_the_episodes(folder: Path, tmp_path: Path) -> None:
+    found, table = run_table(copied(folder, tmp_path / "run")), pd.read_csv(folder / "table.csv")
+    counts = [column for column in table if column.endswith(("/k", "/n")) or column == "policy"]
+    assert len(counts) >= 3
+    pd.testing.assert_frame_equal(found[counts], table[counts], check_dtype=False)
+
+
+def test_it_reads_as_the_run(run: Path, tmp_path: Path) -> None:
+    apart = copied(run, tmp_path / "apart")
+    pd.testing.assert_frame_equal(read_episodes(apart), read_episodes(run))
+    assert planned_keys(apart) == planned_keys(run)
+    assert read_sessions(apart) == read_sessions(run)
+    for kind in KINDS:
+        assert read_parts(apart, kind) == read_parts(run, kind)
+
+
+def test_it_can_be_compared(run: Path, tmp_path: Path) -> None:
+    apart = copied(run, tmp_path / "apart")
+    found = [
+        CliRunner().invoke(app, ["compare", str(folder), "--reference", "noop"], catch_exceptions=False)
+        for folder in (run, apart)
+    ]
+    assert [each.exit_code for each in found] == [0, 0]
+    assert found[0].output == found[1].output
+    assert "expert" in found[0].output
+
+
+def test_it_cannot_be_merged_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    apart = copied(run, tmp_path / "apart")
+    with pytest.raises(UserError, match=r"no run in .*run\.sqlite is missing"):
+        merge_runs(tmp_path / "whole", [apart])
+    assert not (tmp_path / "whole").exists()
+
+
+def test_one_that_was_not_finished(run: Path, tmp_path: Path) -> None:
+    parts = {kind: read_parts(run, kind) for kind in KINDS}
+    (tmp_path / "part").mkdir()
+    publish(tmp_path / "part", read_episodes(run)[:3], {"sessions": [], **parts}, planned=4)
+    with pytest.raises(UserError, match="has 3 of 4 episodes: it was written before the run was finished"):
+        read_episodes(tmp_path / "part")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(PROVENANCE, "{"), (PROVENANCE, "[]"), (EPISODES, "policy\n"), (EPISODES, "policy\na,b\nc")]
+)
+def test_damage_is_named(name: str, text: str, run: Path, tmp_path: Path) -> None:
+    apart = copied(run, tmp_path / "apart")
+    (apart / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        run_table(apart)
