@@ -142,14 +142,16 @@ def draw_survival(found: pd.DataFrame, path: Path) -> None:
     axes = np.atleast_1d(figure.subplots(1, len(environments), sharey=True))
     for axis, environment in zip(axes, environments, strict=True):
         table = survival_table(found[found["environment"] == environment])
+        sizes = np.sort(table["eps"].unique())
         for index, (policy, lines) in enumerate(table.groupby("policy", sort=False)):
-            x = 255 * lines["eps"].to_numpy() + 0.12 * index
+            x = np.searchsorted(sizes, lines["eps"]) + 0.08 * index
             rates = 100 * (lines["k"] / lines["n"]).to_numpy()
             bounds = 100 * np.array([wilson(k, n) for k, n in zip(lines["k"], lines["n"], strict=True)])
             spread = np.abs(bounds.T - rates)
             axis.errorbar(x, rates, spread, marker="o", markersize=4, capsize=2, linewidth=1, label=policy)
+        axis.set_xticks(range(len(sizes)), [f"{255 * size:g}" if size else "clean" for size in sizes])
         axis.set(xlabel="size of the attacks, sensor values of 255", ylim=(-3, 103))
         axis.set_title(environment, fontsize=10)
     axes[0].set_ylabel("success % under the worst attack")
-    axes[0].legend(fontsize=8)
+    axes[-1].legend(fontsize=7)
     figure.savefig(path, dpi=110)
