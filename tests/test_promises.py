@@ -198,9 +198,9 @@ class TestCentre:
             return [(each.promise, each.verdict) for each in findings if each.policy == "pyramid"]
 
         own = ("attacks do less in the middle", SUPPORTED)
-        assert found(0.2, 0.1) == [own, ("more so than of uniform", SUPPORTED)]
-        assert found(0.1, 0.2) == [own, ("more so than of uniform", REFUTED)]
-        assert found(0.1, 0.1) == [own, ("more so than of uniform", INCONCLUSIVE)]
+        assert found(0.2, 0.1) == [own, ("attacks do less in the middle, more so than of uniform", SUPPORTED)]
+        assert found(0.1, 0.2) == [own, ("attacks do less in the middle, more so than of uniform", REFUTED)]
+        assert found(0.1, 0.1) == [own, ("attacks do less in the middle, more so than of uniform", INCONCLUSIVE)]
 
     def test_a_control_that_was_not_measured(self) -> None:
         with pytest.raises(UserError, match="no rings of uniform were measured; take one of pyramid"):

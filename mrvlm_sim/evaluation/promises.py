@@ -19,6 +19,7 @@ from mrvlm_sim.metrics.statistics import difference_interval, mean_interval, wil
 
 MATTERS = 0.05  # of the sizes survived, or of the actions' range: less is nothing
 FEWEST = 5  # episodes of which something is said
+CENTRE = "attacks do less in the middle"
 ROBUST, SIZE = 0.5, 4 / 255  # a robust policy keeps so much of its success at this size
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
 
@@ -197,13 +198,13 @@ def centre_findings(
     for policy in policies:
         gaps = {name: ring_gaps(looks, policy, name) for name in NORMALISATIONS}
         intervals = {name: mean_interval(gap, confidence) for name, gap in gaps.items()}
-        findings.append(_centre(looks, audits, "attacks do less in the middle", intervals, [policy]))
+        findings.append(_centre(looks, audits, CENTRE, intervals, [policy]))
         if control in (None, policy):
             continue
         more = {
             name: difference_interval(gap, ring_gaps(looks, control, name), confidence) for name, gap in gaps.items()
         }
-        findings.append(_centre(looks, audits, f"more so than of {control}", more, [policy, control]))
+        findings.append(_centre(looks, audits, f"{CENTRE}, more so than of {control}", more, [policy, control]))
     return findings
 
 
@@ -230,7 +231,8 @@ def _centre(
     verdicts = {judge(low, high, 0.0, failed) for _, low, high in intervals.values()}
     verdict = verdicts.pop() if len(verdicts) == 1 else INCONCLUSIVE
     gaps = "; ".join(f"equal {name} {percent(*interval)}" for name, interval in intervals.items())
-    figure = with_gates(f"outer less inner ring, {gaps} of the actions' range", failed)
+    less = ", less that of the control" if len(policies) > 1 else ""
+    figure = with_gates(f"outer less inner ring{less}: {gaps} of the actions' range", failed)
     return Finding(promise, environment, policies[0], verdict, figure)
 
 
