@@ -1,15 +1,13 @@
 """Many scenes, each seen once with margins: rendered by several processes, cut with fresh jitter whenever asked for."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.sim.camera import Renderer
 from mrvlm_sim.sim.scene import Scene
 from mrvlm_sim.sim.sight import landmark_places
+from mrvlm_sim.training.pool import in_order
 from mrvlm_sim.training.views import MarginViews, margin_boxes, training_gaze
 from mrvlm_sim.vision import Pyramid
 
@@ -26,7 +24,7 @@ def render_scenes(
     """
     parts = np.array_split(np.arange(count), max(1, count // PART))
     known: Known = {}
-    for part, rendered in zip(parts, _in_order(render, parts, workers), strict=True):
+    for part, rendered in zip(parts, in_order(render, parts, workers), strict=True):
         for name, values in rendered.items():
             if name not in known:
                 known[name] = np.empty((count, *values.shape[1:]), values.dtype)
@@ -37,16 +35,6 @@ def render_scenes(
 def _taken(known: Known, camera: str, pyramid: Pyramid) -> MarginViews:
     levels = [known.pop(f"{camera}/{level}") for level in range(pyramid.levels)]
     return MarginViews(pyramid, levels, known.pop(f"{camera}/places"), known.pop(f"{camera}/gazes", None))
-
-
-def _in_order(render: Callable[[np.ndarray], Known], parts: Sequence[np.ndarray], workers: int) -> Iterator[Known]:
-    if workers == 0:
-        yield from map(render, parts)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), one_render_thread) as pool:
-        jobs = [pool.submit(render, part) for part in parts]
-        while jobs:
-            yield jobs.pop(0).result()  # and forgotten, as they are large
 
 
 def look_around(

@@ -3,8 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from mrvlm_sim.seeding import generator
 from mrvlm_sim.sim.sight import landmark_places
 from mrvlm_sim.tasks import make_own_env
 from mrvlm_sim.training.demos import Demonstrations
+from mrvlm_sim.training.pool import in_order
 from mrvlm_sim.vision import Pyramid, patchify, shown_in
 from mrvlm_sim.wrappers.gaze import gaze_at
 
@@ -169,10 +169,8 @@ def _fill(
         for name, (shape, kind) in shapes.items():
             np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
         parts = np.array_split(np.unique(demos.episode), workers)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(_render_part, demos, camera, pyramid, kept, folder, [*shapes], part) for part in parts]
-            for job in jobs:
-                job.result()
+        for _ in in_order(partial(_render_part, demos, camera, pyramid, kept, folder, [*shapes]), parts, workers):
+            pass
         (folder / "complete").touch()
 
 
