@@ -213,7 +213,7 @@ class TestCentre:
 
 
 def test_jitter_protects_those_who_have_it() -> None:
-    found = jitter_findings([audit("uniform"), audit("pyramid", owed=(0.1, 0.08, 0.12))])
+    found = jitter_findings([audit("uniform", owed=(2e-8, -1e-8, 4e-8)), audit("pyramid", owed=(0.1, 0.08, 0.12))])
     assert [(finding.policy, finding.verdict) for finding in found] == [("pyramid", SUPPORTED)]
 
 

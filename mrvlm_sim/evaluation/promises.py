@@ -18,6 +18,7 @@ from mrvlm_sim.evaluation.rings import NORMALISATIONS
 from mrvlm_sim.metrics.statistics import difference_interval, mean_interval, wilson
 
 MATTERS = 0.05  # of the sizes survived, or of the actions' range: less is nothing
+ROUNDING = 1e-6  # by which attacks differ that are the same
 FEWEST = 5  # episodes of which something is said
 CENTRE = "attacks do less in the middle"
 ROBUST, SIZE = 0.5, 4 / 255  # a robust policy keeps so much of its success at this size
@@ -241,7 +242,7 @@ def jitter_findings(audits: Sequence[Audited]) -> list[Finding]:
     findings = []
     for audit in audits:
         mean, low, high = audit.owed
-        if mean == low == high == 0:
+        if max(abs(low), abs(high)) < ROUNDING:
             continue
         figure = f"knowing it adds {percent(mean, low, high)} of the actions' range"
         verdict = judge(low, high, MATTERS, audit.failed)
