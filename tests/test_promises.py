@@ -83,8 +83,11 @@ class TestJudge:
         assert narrow[2] - narrow[1] < 0.1
 
     def test_many_comparisons_widen(self) -> None:
-        one, ten = (bounded_interval(np.array([0.0, 1.0, 0.5, 0.5]), count) for count in (1, 10))
-        assert ten[1] < one[1] < one[2] < ten[2]
+        one, ten = (bounded_interval(np.tile([0.0, 0.4, 0.2, 0.2], 5), count) for count in (1, 10))
+        assert -1 < ten[1] < one[1] < one[2] < ten[2] < 1
+
+    def test_no_difference_is_beyond_all(self) -> None:
+        assert bounded_interval(np.array([1.0, 1.0, 0.9]), 10)[1:] == (-1.0, 1.0)
 
 
 class TestAudits:

@@ -92,7 +92,7 @@ def bounded_interval(values: np.ndarray, comparisons: int) -> tuple[float, float
     """
     _, low, high = mean_interval(np.append(values, [-1.0, 1.0]), 1 - 0.05 / comparisons)
     mean = float(values.mean())
-    return mean, min(low, mean), max(high, mean)
+    return mean, max(-1.0, min(low, mean)), min(1.0, max(high, mean))
 
 
 def robust_findings(run: Attacked, audits: Sequence[Audited]) -> list[Finding]:
