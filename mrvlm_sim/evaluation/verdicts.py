@@ -137,21 +137,25 @@ def draw_survival(found: pd.DataFrame, path: Path) -> None:
     """Success under the worst of all attacks against their size, a panel for every environment."""
     from matplotlib.figure import Figure
 
-    environments = list(dict.fromkeys(found["environment"]))
-    figure = Figure(figsize=(5 * len(environments), 3.8), layout="constrained")
+    environments, policies = (list(dict.fromkeys(found[name])) for name in ("environment", "policy"))
+    figure = Figure(figsize=(5 * len(environments) + 2.5, 3.8), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(environments), sharey=True))
     for axis, environment in zip(axes, environments, strict=True):
         table = survival_table(found[found["environment"] == environment])
         sizes = np.sort(table["eps"].unique())
-        for index, (policy, lines) in enumerate(table.groupby("policy", sort=False)):
+        for policy, lines in table.groupby("policy", sort=False):
+            index = policies.index(policy)
             x = np.searchsorted(sizes, lines["eps"]) + 0.08 * index
             rates = 100 * (lines["k"] / lines["n"]).to_numpy()
             bounds = 100 * np.array([wilson(k, n) for k, n in zip(lines["k"], lines["n"], strict=True)])
             spread = np.abs(bounds.T - rates)
-            axis.errorbar(x, rates, spread, marker="o", markersize=4, capsize=2, linewidth=1, label=policy)
+            axis.errorbar(
+                x, rates, spread, marker="o", markersize=4, capsize=2, linewidth=1, color=f"C{index}", label=policy
+            )
         axis.set_xticks(range(len(sizes)), [f"{255 * size:g}" if size else "clean" for size in sizes])
         axis.set(xlabel="size of the attacks, sensor values of 255", ylim=(-3, 103))
         axis.set_title(environment, fontsize=10)
     axes[0].set_ylabel("success % under the worst attack")
-    axes[-1].legend(fontsize=7)
+    lines = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
