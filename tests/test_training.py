@@ -133,7 +133,7 @@ class TestMarginViews:
             def __init__(self, *_: object, **__: object) -> None:
                 raise AssertionError("renders again")
 
-        monkeypatch.setattr("mrvlm_sim.training.views.ProcessPoolExecutor", NoPool)
+        monkeypatch.setattr("mrvlm_sim.training.pool.ProcessPoolExecutor", NoPool)
         again, _ = render_views(demos, "wrist", SMALL, STRIDE, cache, workers=1)
         assert all((a == b).all() for a, b in zip(again.levels, views.levels, strict=True))
         for other in (
