@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from tiny import PYRAMID, save_tiny, tiny_card
+from typer.testing import CliRunner
 
 from mrvlm_sim.agents.trained import TrainedPolicy
+from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.acuity import (
     ECCENTRICITIES,
@@ -295,6 +297,14 @@ def test_what_was_right_is_paired(tmp_path: Path) -> None:
     assert table.loc["sharp", "McNemar p (Holm)"] == "0.016 (0.016)"
     assert table.loc["dull", "difference to dull"] == "-"
     assert (tmp_path / "right.csv").is_file()
+
+
+def test_a_reference_that_is_no_arm_is_refused_before_anything_is_learned(tiny_folder: Path, tmp_path: Path) -> None:
+    chosen = ["acuity", "--arm", str(tiny_folder), "--reference", "tinny", "--output", str(tmp_path / "new")]
+    result = CliRunner().invoke(app, chosen)
+    assert isinstance(result.exception, UserError)
+    assert "unknown arm 'tinny'. Did you mean 'tiny'?" in str(result.exception)
+    assert not (tmp_path / "new").exists()
 
 
 def test_only_trained_arms_can_be_examined(tiny_folder: Path, tmp_path: Path) -> None:

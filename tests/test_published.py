@@ -67,6 +67,14 @@ def test_it_can_be_compared(run: Path, tmp_path: Path) -> None:
     assert "expert" in found[0].output
 
 
+def test_it_can_be_exported(run: Path, tmp_path: Path) -> None:
+    apart = copied(run, tmp_path / "apart")
+    for folder in (run, apart):
+        result = CliRunner().invoke(app, ["export", str(folder), "--output", str(tmp_path / f"{folder.name}.csv")])
+        assert result.exit_code == 0
+    assert (tmp_path / "apart.csv").read_text() == (tmp_path / "run.csv").read_text()
+
+
 def test_it_cannot_be_merged_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     apart = copied(run, tmp_path / "apart")
     with pytest.raises(UserError, match=r"no run in .*run\.sqlite is missing"):

@@ -11,7 +11,7 @@ from mrvlm_sim.agents.registry import load_policy, policy_name
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.acuity import CHANCE, Threshold, arm_cost, surface, threshold_table
-from mrvlm_sim.evaluation.tables import in_percent, signed
+from mrvlm_sim.evaluation.tables import in_percent, signed, with_holm
 from mrvlm_sim.metrics.psychometrics import interval
 from mrvlm_sim.metrics.statistics import compare_paired, holm, wilson
 from mrvlm_sim.paths import make_parent, write_atomically
@@ -73,7 +73,7 @@ def write_right(folder: Path, trials: pd.DataFrame, reference: str) -> pd.DataFr
         if arm in others:
             compared = others[arm]
             line[f"difference to {reference}"] = signed(compared.difference, compared.low, compared.high)
-            line["McNemar p (Holm)"] = f"{compared.p_value:.2g} ({corrected[arm]:.2g})"
+            line["McNemar p (Holm)"] = with_holm(compared.p_value, corrected[arm])
         lines.append(line)
     table = pd.DataFrame(lines).fillna("-")
     write_atomically(folder / "right.csv", table.to_csv(index=False))

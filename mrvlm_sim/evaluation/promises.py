@@ -2,8 +2,8 @@
 
 Differences (to another policy, between rings, by knowledge) need attacks that are strong on both sides, so without the
 audits of both nothing is said of them. That a policy is robust at all is refuted by any attack that breaks it, however
-weak, and supported by audited ones only. Intervals of comparisons are
-95 % together, and so are those of rings (Bonferroni); all others are 95 % each.
+weak, and supported by audited ones only. Intervals of comparisons are 95 % together, and so are those of rings
+(Bonferroni); all others are 95 % each.
 """
 
 from collections.abc import Mapping, Sequence

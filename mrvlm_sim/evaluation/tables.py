@@ -93,7 +93,7 @@ def pretty(table: pd.DataFrame, reference: str = REFERENCE, conditions: Sequence
     if table["difference"].notna().any():
         differences = table[["difference", "difference_low", "difference_high"]].to_numpy()
         shown[f"difference to {reference}"] = [signed(*values) for values in differences]
-        shown["McNemar p (Holm)"] = [_p(*values) for values in table[["p", "p_holm"]].to_numpy()]
+        shown["McNemar p (Holm)"] = [with_holm(*values) for values in table[["p", "p_holm"]].to_numpy()]
     formats = {"tokens": "{:.0f}", "params_M": "{:.2f}", "gflops_forward": "{:.3f}", "gflops_step": "{:.3f}"}
     titles = {"params_M": "params M", "gflops_forward": "GFLOPs/forward", "gflops_step": "GFLOPs/step"}
     for column, form in formats.items():
@@ -178,7 +178,8 @@ def signed(value: float, low: float, high: float) -> str:
     return "-" if value != value else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def _p(p: float, corrected: float) -> str:
+def with_holm(p: float, corrected: float) -> str:
+    """A p-value, and what Holm's correction leaves of it; - if there is none."""
     return "-" if p != p else f"{p:.2g} ({corrected:.2g})"
 
 

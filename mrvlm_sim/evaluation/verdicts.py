@@ -156,6 +156,6 @@ def draw_survival(found: pd.DataFrame, path: Path) -> None:
         axis.set(xlabel="size of the attacks, sensor values of 255", ylim=(-3, 103))
         axis.set_title(environment, fontsize=10)
     axes[0].set_ylabel("success % under the worst attack")
-    lines = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside right upper")
+    shown = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
