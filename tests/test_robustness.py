@@ -42,8 +42,8 @@ def rows(**success: Sequence[int]) -> pd.DataFrame:
         [
             {
                 "policy": "mine", "condition": names[name], "suite_seed": 0, "episode": episode, "success": bool(won),
-                "steps": 10 * (episode + 1), "action_deviation": 0.1 * episode, "forwards": 3, "backwards": 2,
-                "error": "",
+                "steps": 10 * (episode + 1), "action_deviation": 0.1 * episode, "error": "",
+                "forwards": 3 * (name != "clean"), "backwards": 2 * (name != "clean"),
             }
             for name, wins in success.items()
             for episode, won in enumerate(wins)
@@ -97,7 +97,17 @@ class TestTable:
         table = robustness_table(rows(clean=[1, 1], pgd4=[0, 1], pgd8=[1, 0]), CONDITIONS).set_index(["attack", "eps"])
         assert table.loc[("pgd 8/255", 8 / 255), "rate"] == 0.5
         assert table.loc[(WORST, 8 / 255), "rate"] == 0
-        assert (WORST, 4 / 255) not in table.index
+        assert table.loc[(WORST, 4 / 255), "rate"] == 0.5
+
+    def test_who_may_attack_may_leave_it(self) -> None:
+        """An episode that fails when clean is not robust, though an attack happens to mend it."""
+        table = robustness_table(rows(clean=[0, 1], pgd4=[1, 1]), CONDITIONS).set_index("attack")
+        assert (table.loc["pgd 4/255", "k"], table.loc[WORST, "k"], table.loc[WORST, "drop"]) == (2, 1, 0)
+
+    def test_episodes_that_later_attacks_left_out_stay_in_the_worst(self) -> None:
+        table = robustness_table(rows(clean=[1, 1, 0], pgd4=[0, 1], pgd8=[1]), CONDITIONS).set_index(["attack", "eps"])
+        assert table.loc[WORST, "k"].tolist() == [1, 1]
+        assert table.loc[WORST, "n"].tolist() == [3, 3]
 
     def test_episodes_that_one_attack_has_not_met_yet_count_by_the_others(self) -> None:
         worst = worst_of(rows(pgd4=[1, 1], noise4=[0]))
@@ -118,7 +128,7 @@ class TestTable:
 
     def test_without_clean_episodes_yet(self) -> None:
         table = robustness_table(rows(pgd4=[1, 0]), CONDITIONS)
-        assert table["attack"].tolist() == ["pgd 4/255"]
+        assert table["attack"].tolist() == ["pgd 4/255", WORST]
         assert table["drop"].isna().all()
 
     def test_it_is_readable(self) -> None:

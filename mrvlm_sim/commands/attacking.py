@@ -1,5 +1,6 @@
 """Attacking policies: `attack`."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -12,6 +13,7 @@ from mrvlm_sim.console import console, print_table, run_with_progress
 from mrvlm_sim.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
+    from mrvlm_sim.evaluation.evaluate import Evaluation
     from mrvlm_sim.metrics.attacks import Knowledge
 
 
@@ -46,6 +48,9 @@ def attack(
     draws: Annotated[int | None, typer.Option(min=1, help="Draws of the jitter in every step.")] = None,
     restarts: Annotated[int | None, typer.Option(min=1, help="Of attacks with gradients; the best is kept.")] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="Per policy and attack.")] = None,
+    until_broken: Annotated[
+        bool, typer.Option("--until-broken", help="Leave out what a smaller attack broke: the same worst case, sooner.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Suite seed: names the episodes.")] = 0,
     settings: Settings = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which an episode ends as an error.")] = None,
@@ -59,14 +64,7 @@ def attack(
     The same command again goes on where it stopped.
     """
     from mrvlm_sim.evaluation.evaluate import Evaluation
-    from mrvlm_sim.evaluation.report import run_notes
-    from mrvlm_sim.evaluation.robustness import (
-        BUDGETS,
-        attack_conditions,
-        check_attackable,
-        pretty_robustness,
-        write_robustness,
-    )
+    from mrvlm_sim.evaluation.robustness import BUDGETS, attack_conditions, check_attackable
     from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.tasks import with_settings
 
@@ -89,19 +87,27 @@ def attack(
     if problems:
         raise UserError("\n".join(problems.values()))
     notes = check_attackable(policies, conditions)
-    run = Evaluation(plan, output, workers, timeout=timeout, retry_errors=retry_errors)
+    run = Evaluation(plan, output, workers, timeout=timeout, retry_errors=retry_errors, until_broken=until_broken)
     if run.resumed:
         console.print(f"{run.resumed} episodes are there already", style="yellow")
     try:
         interrupted = run_with_progress(run)
     finally:
-        if not run.finish().empty:
-            print_table(pretty_robustness(write_robustness(run.folder)), f"{env}, suite seed {seed}")
-        for note in [*notes, *run_notes(run.folder)]:
-            console.print(note, style="yellow", markup=False, soft_wrap=True)
-        console.print(f"results: {run.folder}")
+        _report(run, f"{env}, suite seed {seed}", notes)
     if interrupted:
         raise typer.Exit(130)
+
+
+def _report(run: "Evaluation", title: str, notes: Sequence[str]) -> None:
+    """What the attacks did, from what is finished of the run."""
+    from mrvlm_sim.evaluation.report import run_notes
+    from mrvlm_sim.evaluation.robustness import pretty_robustness, write_robustness
+
+    if not run.finish().empty:
+        print_table(pretty_robustness(write_robustness(run.folder)), title)
+    for note in [*notes, *run_notes(run.folder)]:
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
+    console.print(f"results: {run.folder}")
 
 
 def _knowledge(names: list[str]) -> "list[Knowledge]":

@@ -31,9 +31,8 @@ from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
 
 REDRAWS = 20  # fresh jitters under which harm is measured
-SETTLED = 0.01  # of the harm: what twice as many draws may still add
+SETTLED = 0.01  # of the harm: what more draws may still add
 AGREES = 0.05  # of the slope: what finite differences may be off by
-MOST_DRAWS = 16
 RESTARTS = 3
 
 
@@ -213,17 +212,24 @@ class Audit:
         return abs(measured - norm**2) / max(norm**2, 1e-12)
 
     def enough_draws(self) -> Gate:
-        """Draws of the jitter in every step, doubled until the harm moves by less than 1 %."""
-        draws, before, settled = 1, float(self.harms("pgd", draws=1).mean()), None
-        while settled is None and draws < MOST_DRAWS:
-            now = float(self.harms("pgd", draws=2 * draws).mean())
-            settled = draws if abs(now - before) <= SETTLED * before else None
-            draws, before = 2 * draws, now
-        taken = float(self.harms("pgd").mean())
-        figure = f"{100 * taken:.2f} % with the {self.threat.draws} that were taken, {100 * before:.2f} % with {draws}"
-        passed = settled is not None and before - taken <= SETTLED * before
+        """Whether twice and four times as many draws of the jitter add at most 1 %, as far as the moments can tell.
+
+        Where luck settles the harm, as where a gripper may open or not, it moves by more than that from attack to
+        attack, whatever the draws; so what counts is the interval of the gain.
+        """
+        taken = self.harms("pgd")
+        gains = {
+            more: mean_interval(self.harms("pgd", draws=more) - taken)
+            for more in (2 * self.threat.draws, 4 * self.threat.draws)
+        }
+        figures = "; ".join(
+            f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % with {more}"
+            for more, (mean, low, high) in gains.items()
+        )
         return Gate(
-            "enough draws of the jitter", passed, f"{figure}; settled at {settled or f'more than {MOST_DRAWS}'}"
+            "enough draws of the jitter",
+            all(low <= SETTLED * float(taken.mean()) for _, low, _ in gains.values()),
+            f"{100 * taken.mean():.2f} % with the {self.threat.draws} that were taken; {figures}",
         )
 
     def redraw_gap(self) -> Gate:

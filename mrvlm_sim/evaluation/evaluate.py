@@ -7,6 +7,7 @@ import pandas as pd
 
 from mrvlm_sim.agents.registry import policy_identity, policy_name
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.cascade import cascade
 from mrvlm_sim.evaluation.cluster import RayWorkers, find_cluster
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.race import ROUND, Race
@@ -36,6 +37,7 @@ class Evaluation:
         retry_errors: bool = False,
         until_decided: bool = False,
         cluster: str | None = None,
+        until_broken: bool = False,
     ) -> None:
         _check_processes(workers, timeout, cluster)
         self.workers = default_workers() if workers is None and cluster is None else workers
@@ -49,7 +51,7 @@ class Evaluation:
         self.folder = folder or run_path(runs_folder(), plan, identities)
         part, parts = shard
         planned = plan.jobs(self.folder, policies)[part::parts]
-        self.until_decided = until_decided
+        self.until_decided, self.until_broken = until_decided, until_broken
         if until_decided:
             _check_decidable(plan, list(policies), parts)
         self.store = RunStore(self.folder)
@@ -60,23 +62,23 @@ class Evaluation:
                 self.store.agree("policy", name, described)
             for condition in plan.conditions:
                 self.store.agree("condition", condition.name, condition_identity(condition))
-            session = provenance(plan.environment, self.workers)
-            self.store.note_session(session | {"cluster": cluster, "until_decided": until_decided})
-            self.store.plan(job_key(job) for job in planned if not until_decided)
+            session = provenance(plan.environment, self.workers) | {"cluster": cluster}
+            self.store.note_session(session | {"until_decided": until_decided, "until_broken": until_broken})
+            self.store.plan(job_key(job) for job in planned if not (until_decided or until_broken))
             if retry_errors:
                 self.store.forget_errors(map(job_key, planned))
             finished = self.store.finished()
         except BaseException:
             self.store.close()
             raise
-        self.jobs = [job for job in planned if job_key(job) not in finished]
+        self.planned, self.jobs = planned, [job for job in planned if job_key(job) not in finished]
         self.resumed = len(planned) - len(self.jobs)
         self.records: list[EpisodeRecord] = []
 
     def run(self, progress: Callable[[EpisodeRecord], None]) -> None:
         """Run every episode that is left; on KeyboardInterrupt what is done stays."""
         with self._pool() as workers:
-            for jobs in self._rounds() if self.until_decided else [self.jobs]:
+            for jobs in self._rounds():
                 for record in workers.run(jobs):
                     self.store.add(record)
                     self.records.append(record)
@@ -89,6 +91,18 @@ class Evaluation:
         return Workers(self.workers, self.timeout)
 
     def _rounds(self) -> Iterator[list[Job]]:
+        """What to run together; what is run next may depend on it."""
+        if self.until_decided:
+            yield from self._until_decided()
+        elif self.until_broken:
+            left = set(self.jobs)
+            for jobs in cascade(self.folder, self.planned):
+                self.store.plan(map(job_key, jobs))
+                yield [job for job in jobs if job in left]
+        else:
+            yield self.jobs
+
+    def _until_decided(self) -> Iterator[list[Job]]:
         """Some episodes at a time, of the arms that are not told apart from the reference by those before."""
         race = Race(self.folder, self.plan, self.policies)
         for first in range(0, self.plan.episodes, ROUND):

@@ -46,12 +46,15 @@ def run_notes(folder: Path) -> list[str]:
         notes.append(f"{missing} of {len(planned)} episodes are missing; the same command runs them")
     if at_reset := int(rows["success_at_reset"].sum()):
         notes.append(f"{at_reset} episodes were solved at reset: these starts make no test")
-    pairs = {(key.policy, key.condition) for key in planned}
-    for condition in read_parts(folder, "condition"):
+    pairs, sessions = {(key.policy, key.condition) for key in planned}, read_sessions(folder)
+    stopped = any(session.get("until_broken") for session in sessions)
+    for condition, described in read_parts(folder, "condition").items():
+        if stopped and described["attack"] is not None:
+            continue
         untouched = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
         if untouched:
             notes.append(f"{condition} was not run for {', '.join(untouched)}")
-    return notes + session_notes(read_sessions(folder)) + _errors(rows)
+    return notes + session_notes(sessions) + _errors(rows)
 
 
 def session_notes(sessions: Sequence[dict[str, Any]]) -> list[str]:
@@ -59,6 +62,8 @@ def session_notes(sessions: Sequence[dict[str, Any]]) -> list[str]:
     notes = []
     if any(session.get("until_decided") for session in sessions):
         notes.append("episodes were run until decided: e-values allow for that, intervals and p-values do not")
+    if any(session.get("until_broken") for session in sessions):
+        notes.append("episodes were attacked until broken: rates of single attacks are of those that were left to them")
     for package in dict.fromkeys(name for session in sessions for name in session["versions"]):
         if len(found := {session["versions"].get(package, "none") for session in sessions}) > 1:
             notes.append(f"made with several versions of {package}: {', '.join(sorted(found))}")

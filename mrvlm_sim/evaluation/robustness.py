@@ -149,8 +149,9 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
 
     Numbers are raw: rates in [0, 1]; `deviation` of the actions as a part of their range, mean over looks; `drop` is
     clean minus attacked on the same episodes; `steps` until success, or the end; passes of single observations in every
-    episode. An episode succeeds under the worst of all if it did under every attack that it met of this size or less,
-    which all are within the bound. `errors` counts those that ended in one, which is no success.
+    episode. An episode succeeds under the worst of all if it did when clean, and under every attack that it met of this
+    size or less, as who may change so much may change less, or nothing. `errors` counts those that ended in one, which
+    is no success.
     """
     lines = []
     for policy in dict.fromkeys(rows["policy"]):
@@ -165,9 +166,7 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
             lines += [
                 _line(policy, str(name), size, under, clean) for name, under in of_size.groupby("condition", sort=False)
             ]
-            within = attacked[sizes <= size]
-            if within["condition"].nunique() > 1:
-                lines.append(_line(policy, WORST, size, worst_of(within), clean))
+            lines.append(_line(policy, WORST, size, worst_of(pd.concat([clean, attacked[sizes <= size]])), clean))
     return pd.DataFrame(lines)
 
 

@@ -45,15 +45,19 @@ def read_attacked(folder: Path) -> Attacked:
     sizes, found = attacked["condition"].map(lambda name: attacks[name]["eps"]), [clean.assign(eps=0.0)]
     for policy in dict.fromkeys(attacked["policy"]):
         own = attacked["policy"] == policy
-        found += [
-            worst_of(attacked[own & (sizes <= size)]).assign(policy=policy, eps=size)
-            for size in sorted(sizes[own].unique())
-        ]
+        for size in np.unique(sizes):
+            worst = worst_of(pd.concat([clean[clean["policy"] == policy], attacked[own & (sizes <= size)]]))
+            if _episodes(worst[worst["success"]]) <= _episodes(attacked[own & (sizes == size)]):
+                found.append(worst.assign(policy=policy, eps=size))  # all that was left was attacked by so much
     survived = pd.concat([part[COLUMNS] for part in found], ignore_index=True)
     gradients = [each for each in attacks.values() if each["attack"] == "pgd"] or [*attacks.values()]
     effort = Effort(min(int(each["steps"]) for each in gradients), min(int(each.get("draws", 4)) for each in gradients))
     identities = {name: short_identity(each["identity"]) for name, each in read_parts(folder, "policy").items()}
     return Attacked(str(rows["environment"].iloc[0]), survived, identities, effort)
+
+
+def _episodes(rows: pd.DataFrame) -> set[tuple[int, int]]:
+    return set(rows[["suite_seed", "episode"]].itertuples(index=False, name=None))
 
 
 def read_audit(folder: Path) -> Audited:
