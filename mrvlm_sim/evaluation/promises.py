@@ -1,8 +1,9 @@
 """What pyramids promise of robustness, and what measurements leave of it: supported, refuted or inconclusive.
 
-Differences (to another policy, between rings, by knowledge) need attacks that are strong on both sides, so without the
-audits of both nothing is said of them. That a policy is robust at all is refuted by any attack that breaks it, however
-weak, and supported by audited ones only. Intervals of comparisons are 95 % together, and so are those of rings
+A weak attack makes its victim look robust, never fragile. So that a policy is robust at all is refuted by any attack
+that breaks it, however weak, and supported by audited ones only; that it is more robust than another is supported if
+attacks on it are audited, and refuted if those on the other are. Differences between rings and by knowledge need the
+audits of all that take part. Intervals of comparisons are 95 % together, and so are those of rings
 (Bonferroni); all others are 95 % each.
 """
 
@@ -78,11 +79,11 @@ def gates(audits: Sequence[Audited], environment: str, policy: str, identity: st
     return found
 
 
-def judge(low: float, high: float, matters: float, failed: Sequence[str]) -> str:
-    """The verdict on a difference that a promise says to be positive."""
-    if failed:
-        return INCONCLUSIVE
-    return SUPPORTED if low > 0 else REFUTED if high < matters else INCONCLUSIVE
+def judge(low: float, high: float, matters: float, support: Sequence[str], refutation: Sequence[str]) -> str:
+    """The verdict on a difference that a promise says to be positive; the rest is what speaks against either."""
+    if low > 0:
+        return INCONCLUSIVE if support else SUPPORTED
+    return REFUTED if high < matters and not refutation else INCONCLUSIVE
 
 
 def bounded_interval(values: np.ndarray, comparisons: int) -> tuple[float, float, float]:
@@ -107,9 +108,9 @@ def robust_findings(run: Attacked, audits: Sequence[Audited]) -> list[Finding]:
         met = own[own["eps"] == size]
         kept, errors = int(met["success"].sum()), int(met["error"].sum())
         low, high = wilson(kept, len(met))
-        failed = gates(audits, run.environment, policy, run.identities[policy], run.effort)
-        failed += [f"{errors} episodes ended in errors"] * bool(errors)
-        verdict = REFUTED if high < ROBUST and not errors else judge(low - ROBUST, 1.0, 0.0, failed)
+        broken = [f"{errors} episodes ended in errors"] * bool(errors)
+        failed = gates(audits, run.environment, policy, run.identities[policy], run.effort) + broken
+        verdict = judge(low - ROBUST, high - ROBUST, 0.0, failed, broken)
         figure = f"keeps {kept} of {len(met)} at {255 * size:g}/255 [{100 * low:.0f}, {100 * high:.0f}] %"
         promise = "keeps half of its success"
         findings.append(Finding(promise, run.environment, policy, verdict, with_gates(figure, failed)))
@@ -161,24 +162,23 @@ def comparison_findings(run: Attacked, reference: str, audits: Sequence[Audited]
         if policy == reference:
             continue
         promise, gains = f"more robust than {reference}", more_robust(found, policy, reference)
-        failed = [
-            gate
-            for name in (policy, reference)
-            for gate in gates(audits, environment, name, run.identities[name], run.effort)
-        ]
-        pair = found[found["policy"].isin([policy, reference]) & (found["eps"] > 0)]
+        support, refutation = (
+            gates(audits, environment, name, run.identities[name], run.effort) for name in (policy, reference)
+        )
+        pair, broken = found[found["policy"].isin([policy, reference]) & (found["eps"] > 0)], list[str]()
         if errors := int(pair["error"].sum()):
-            failed.append(f"{errors} episodes ended in errors")
+            broken.append(f"{errors} episodes ended in errors")
         if pair["success"].nunique() == 1:
-            failed.append("sizes too small to tell" if pair["success"].all() else "sizes too large to tell")
+            broken.append("sizes too small to tell" if pair["success"].all() else "sizes too large to tell")
         if len(gains) < FEWEST:
             figure = f"both solve {len(gains)} of the same episodes when clean: too few to say"
             findings.append(Finding(promise, environment, policy, INCONCLUSIVE, figure))
             continue
         mean, low, high = bounded_interval(gains, comparisons)
         figure = f"{percent(mean, low, high)} of the sizes survived, {len(gains)} episodes"
-        verdict = judge(low, high, MATTERS, failed)
-        findings.append(Finding(promise, environment, policy, verdict, with_gates(figure, failed)))
+        verdict = judge(low, high, MATTERS, support + broken, refutation + broken)
+        figure = with_gates(figure, support + refutation + broken)
+        findings.append(Finding(promise, environment, policy, verdict, figure))
     return findings
 
 
@@ -229,7 +229,7 @@ def _centre(
         first = looks[looks["policy"] == policy].iloc[0]
         effort = Effort(int(first["steps"]), int(first["draws"]))
         failed += gates(audits, environment, policy, str(first["identity"]), effort)
-    verdicts = {judge(low, high, 0.0, failed) for _, low, high in intervals.values()}
+    verdicts = {judge(low, high, 0.0, failed, failed) for _, low, high in intervals.values()}
     verdict = verdicts.pop() if len(verdicts) == 1 else INCONCLUSIVE
     gaps = "; ".join(f"equal {name} {percent(*interval)}" for name, interval in intervals.items())
     less = ", less that of the control" if len(policies) > 1 else ""
@@ -245,7 +245,7 @@ def jitter_findings(audits: Sequence[Audited]) -> list[Finding]:
         if max(abs(low), abs(high)) < ROUNDING:
             continue
         figure = f"knowing it adds {percent(mean, low, high)} of the actions' range"
-        verdict = judge(low, high, MATTERS, audit.failed)
+        verdict = judge(low, high, MATTERS, audit.failed, audit.failed)
         figure = with_gates(figure, audit.failed)
         findings.append(Finding(f"jitter protects ({OWED})", audit.environment, audit.policy, verdict, figure))
     return findings
