@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +24,23 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     attacking.rings, attacking.verdicts, evaluating.serve, training.demos, acuity.acuity,
     looking.cost, looking.coverage, looking.view, looking.doctor, looking.bench,
 )  # fmt: skip
+
+
+def show_version(asked: bool) -> None:
+    """Print the version and end, if that was asked for."""
+    if asked:
+        print(f"mrvlm-sim {version('mrvlm-sim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
 
 app.command("eval")(evaluating.evaluate)
 app.add_typer(train_app, name="train")

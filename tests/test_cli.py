@@ -227,6 +227,9 @@ class TestWhatThereIs:
         shown = ended.out + ended.err
         assert [name for name in COMMANDS if name not in shown] == []
 
+    def test_the_version(self, cli: Cli) -> None:
+        assert re.fullmatch(r"mrvlm-sim \d+\.\d+\.\d+\S*\n", cli("--version").out)
+
     def test_list_names_everything(self, cli: Cli) -> None:
         ended = cli("list")
         assert ended.code == 0
