@@ -76,7 +76,7 @@ def run_with_progress(run: "Evaluation") -> bool:
         def advance(record: "EpisodeRecord") -> None:
             done.setdefault(record.policy, []).append(record.success)
             rate = f"{record.policy} {sum(done[record.policy])}/{len(done[record.policy])}"
-            progress.update(task, advance=1, description=rate)
+            progress.update(task, advance=1, description=rate, total=run.expected)
 
         try:
             run.run(advance)

@@ -74,6 +74,18 @@ class TestGates:
         names = [gate.name for gate in audited(policy, 2).gradients()]
         assert names == ["gradients are finite", "gradients reach level 2 of wrist"]
 
+    @pytest.mark.parametrize(
+        ("gain", "passed"), [([0.02] * 6, False), ([0.0] * 6, True), ([0.3, -0.2, 0.2, -0.3, 0.3, -0.1], True)]
+    )
+    def test_more_draws_may_do_no_more_but_by_luck(
+        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch, gain: list[float], passed: bool
+    ) -> None:
+        few, audit = np.full(6, 0.5), audited(tiny)
+        monkeypatch.setattr(audit, "harms", lambda _, draws=THREAT.draws: few + np.multiply(gain, draws > THREAT.draws))
+        gate = audit.enough_draws()
+        assert gate.passed is passed
+        assert f"{100 * np.mean(gain):+.2f}" in gate.figure
+
     def test_what_is_weaker_beyond_its_interval_fails(self, tiny: TrainedPolicy) -> None:
         audit = audited(tiny)
         assert audit.not_weaker("right", ("pgd", {}), ("noise", {})).passed

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.audit import UNFAIR
 from mrvlm_sim.evaluation.promises import (
     INCONCLUSIVE,
     REFUTED,
@@ -147,6 +148,13 @@ class TestMoreRobust:
             assert (found, "no audit of uniform" in figure) == (verdict, True)
             found, figure = self.verdict(run, [audit("uniform")], reference)
             assert (found, "no audit of pyramid" in figure) == (INCONCLUSIVE, True)
+
+    @pytest.mark.parametrize("unfair", UNFAIR)
+    def test_attacks_that_do_more_than_they_may_decide_nothing(self, unfair: str) -> None:
+        run = attacked(pyramid=[[1] * 20, [1] * 20], uniform=[[1] * 20, [0] * 19 + [1]])
+        audits = [audit("pyramid"), audit("uniform", unfair)]
+        assert {self.verdict(run, audits, reference)[0] for reference in ("uniform", "pyramid")} == {INCONCLUSIVE}
+        assert [finding.verdict for finding in robust_findings(run, audits)] == [SUPPORTED, INCONCLUSIVE]
 
     @pytest.mark.parametrize(("left", "said"), [(0, "sizes too large to tell"), (1, "sizes too small to tell")])
     def test_floor_and_ceiling_say_nothing(self, left: int, said: str) -> None:

@@ -105,9 +105,22 @@ class TestTable:
         assert (table.loc["pgd 4/255", "k"], table.loc[WORST, "k"], table.loc[WORST, "drop"]) == (2, 1, 0)
 
     def test_episodes_that_later_attacks_left_out_stay_in_the_worst(self) -> None:
-        table = robustness_table(rows(clean=[1, 1, 0], pgd4=[0, 1], pgd8=[1]), CONDITIONS).set_index(["attack", "eps"])
+        left_out = rows(clean=[1, 1, 0], pgd4=[0, 1], pgd8=[1, 1]).query("condition != 'pgd 8/255' or episode == 1")
+        table = robustness_table(left_out, CONDITIONS).set_index(["attack", "eps"])
         assert table.loc[WORST, "k"].tolist() == [1, 1]
         assert table.loc[WORST, "n"].tolist() == [3, 3]
+
+    def test_sizes_after_the_last_episode_was_broken_stay_in_the_table(self) -> None:
+        other = rows(clean=[1, 1], pgd4=[1, 1], pgd8=[1, 1]).assign(policy="other")
+        table = robustness_table(pd.concat([rows(clean=[1, 1], pgd4=[0, 0]), other]), CONDITIONS)
+        worst = table[table["attack"] == WORST].set_index(["policy", "eps"])["k"]
+        assert worst.to_dict() == {
+            ("mine", 4 / 255): 0, ("mine", 8 / 255): 0, ("other", 4 / 255): 2, ("other", 8 / 255): 2,
+        }  # fmt: skip
+
+    def test_what_was_not_attacked_yet_is_not_counted_as_robust(self) -> None:
+        table = robustness_table(rows(clean=[1, 1, 1], pgd4=[0]), CONDITIONS)
+        assert table["attack"].tolist() == ["clean", "pgd 4/255"]
 
     def test_episodes_that_one_attack_has_not_met_yet_count_by_the_others(self) -> None:
         worst = worst_of(rows(pgd4=[1, 1], noise4=[0]))

@@ -49,7 +49,7 @@ def attack(
     restarts: Annotated[int | None, typer.Option(min=1, help="Of attacks with gradients; the best is kept.")] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="Per policy and attack.")] = None,
     until_broken: Annotated[
-        bool, typer.Option("--until-broken", help="Leave out what a smaller attack broke: the same worst case, sooner.")
+        bool, typer.Option("--until-broken", help="Leave out what is broken already: the same worst case, sooner.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Suite seed: names the episodes.")] = 0,
     settings: Settings = None,

@@ -30,6 +30,10 @@ from mrvlm_sim.seeding import generator
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
 
+UNFAIR = (
+    "eps 0 is clean, to the bit",
+    "bound and range, on what is fed",
+)  # gates: where they fail, attacks do too much
 REDRAWS = 20  # fresh jitters under which harm is measured
 SETTLED = 0.01  # of the harm: what more draws may still add
 AGREES = 0.05  # of the slope: what finite differences may be off by
@@ -136,7 +140,7 @@ class Audit:
             self.enough_draws(),
             self.redraw_gap(),
             self.nothing(),
-            Gate("bound and range, on what is fed", self.excess <= 0, f"{self.excess:+d} sensor values over the bound"),
+            Gate(UNFAIR[1], self.excess <= 0, f"{self.excess:+d} sensor values over the bound"),
         ]
 
     def nothing(self) -> Gate:
@@ -152,7 +156,7 @@ class Audit:
             for moment in self.moments
             for camera, frame in moment.frames.items()
         ]
-        return Gate("eps 0 is clean, to the bit", all(same), f"{sum(same)} of {len(same)} frames")
+        return Gate(UNFAIR[0], all(same), f"{sum(same)} of {len(same)} frames")
 
     def not_weaker(self, name: str, strong: tuple[str, Mapping], weak: tuple[str, Mapping]) -> Gate:
         """Whether one attack does at least as much as another, as far as the moments can tell."""

@@ -126,6 +126,13 @@ class Condition:
         return bool(cameras) and (self.surrogate is not None or isinstance(policy, ATTACKS[self.attack].needs))
 
 
+def attack_size(described: Mapping[str, Any]) -> float:
+    """Of the attack of a condition that a run keeps: 0 if it is clean, nan if something else is changed."""
+    if described["attack"] is not None:
+        return float(described["eps"])
+    return 0.0 if described.get("shift") is None and described.get("eyes") is None else np.nan
+
+
 def conditions_of(
     attacks: Sequence[str], eps: float, steps: int, shifts: Sequence[tuple[str, float]], eyes: Sequence[str] = ()
 ) -> list[Condition]:

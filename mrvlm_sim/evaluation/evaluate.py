@@ -67,12 +67,14 @@ class Evaluation:
             self.store.plan(job_key(job) for job in planned if not (until_decided or until_broken))
             if retry_errors:
                 self.store.forget_errors(map(job_key, planned))
+            if until_broken:
+                self.store.plan_afresh(map(job_key, planned))
             finished = self.store.finished()
         except BaseException:
             self.store.close()
             raise
         self.planned, self.jobs = planned, [job for job in planned if job_key(job) not in finished]
-        self.resumed = len(planned) - len(self.jobs)
+        self.resumed, self.expected = len(planned) - len(self.jobs), len(self.jobs)
         self.records: list[EpisodeRecord] = []
 
     def run(self, progress: Callable[[EpisodeRecord], None]) -> None:
@@ -96,7 +98,8 @@ class Evaluation:
             yield from self._until_decided()
         elif self.until_broken:
             left = set(self.jobs)
-            for jobs in cascade(self.folder, self.planned):
+            for jobs, needless in cascade(self.folder, self.planned):
+                self.expected -= len(left & {*needless})
                 self.store.plan(map(job_key, jobs))
                 yield [job for job in jobs if job in left]
         else:

@@ -1,10 +1,10 @@
 """What pyramids promise of robustness, and what measurements leave of it: supported, refuted or inconclusive.
 
-A weak attack makes its victim look robust, never fragile. So that a policy is robust at all is refuted by any attack
-that breaks it, however weak, and supported by audited ones only; that it is more robust than another is supported if
-attacks on it are audited, and refuted if those on the other are. Differences between rings and by knowledge need the
-audits of all that take part. Intervals of comparisons are 95 % together, and so are those of rings
-(Bonferroni); all others are 95 % each.
+A weak attack makes its victim look robust, never fragile; an unfair one may do the reverse, and decides nothing. So that
+a policy is robust at all is refuted by any fair attack that breaks it, however weak, and supported by audited ones only;
+that it is more robust than another is supported if attacks on it are audited, and refuted if those on the other are.
+Differences between rings and by knowledge need the audits of all that take part. Intervals of comparisons are 95 %
+together, and so are those of rings (Bonferroni); all others are 95 % each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.audit import UNFAIR
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
 from mrvlm_sim.metrics.statistics import difference_interval, mean_interval, wilson
@@ -79,6 +80,11 @@ def gates(audits: Sequence[Audited], environment: str, policy: str, identity: st
     return found
 
 
+def unfair(failed: Sequence[str]) -> list[str]:
+    """Of the gates that failed, those by which attacks do more than they may, and so break what is not fragile."""
+    return [gate for gate in failed if gate in UNFAIR]
+
+
 def judge(low: float, high: float, matters: float, support: Sequence[str], refutation: Sequence[str]) -> str:
     """The verdict on a difference that a promise says to be positive; the rest is what speaks against either."""
     if low > 0:
@@ -110,7 +116,7 @@ def robust_findings(run: Attacked, audits: Sequence[Audited]) -> list[Finding]:
         low, high = wilson(kept, len(met))
         broken = [f"{errors} episodes ended in errors"] * bool(errors)
         failed = gates(audits, run.environment, policy, run.identities[policy], run.effort) + broken
-        verdict = judge(low - ROBUST, high - ROBUST, 0.0, failed, broken)
+        verdict = judge(low - ROBUST, high - ROBUST, 0.0, failed, broken + unfair(failed))
         figure = f"keeps {kept} of {len(met)} at {255 * size:g}/255 [{100 * low:.0f}, {100 * high:.0f}] %"
         promise = "keeps half of its success"
         findings.append(Finding(promise, run.environment, policy, verdict, with_gates(figure, failed)))
@@ -165,7 +171,10 @@ def comparison_findings(run: Attacked, reference: str, audits: Sequence[Audited]
         support, refutation = (
             gates(audits, environment, name, run.identities[name], run.effort) for name in (policy, reference)
         )
-        pair, broken = found[found["policy"].isin([policy, reference]) & (found["eps"] > 0)], list[str]()
+        pair, broken = (
+            found[found["policy"].isin([policy, reference]) & (found["eps"] > 0)],
+            unfair(support + refutation),
+        )
         if errors := int(pair["error"].sum()):
             broken.append(f"{errors} episodes ended in errors")
         if pair["success"].nunique() == 1:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from mrvlm_sim.evaluation.cascade import episodes_of, lost
+from mrvlm_sim.evaluation.condition import attack_size
 from mrvlm_sim.evaluation.published import publish
-from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
+from mrvlm_sim.evaluation.store import KINDS, Key, planned_keys, read_episodes, read_parts, read_sessions
 from mrvlm_sim.evaluation.tables import REFERENCE, pretty_tables, success_table
 from mrvlm_sim.paths import write_atomically
 
@@ -46,15 +48,24 @@ def run_notes(folder: Path) -> list[str]:
         notes.append(f"{missing} of {len(planned)} episodes are missing; the same command runs them")
     if at_reset := int(rows["success_at_reset"].sum()):
         notes.append(f"{at_reset} episodes were solved at reset: these starts make no test")
-    pairs, sessions = {(key.policy, key.condition) for key in planned}, read_sessions(folder)
-    stopped = any(session.get("until_broken") for session in sessions)
-    for condition, described in read_parts(folder, "condition").items():
-        if stopped and described["attack"] is not None:
-            continue
-        untouched = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
-        if untouched:
-            notes.append(f"{condition} was not run for {', '.join(untouched)}")
-    return notes + session_notes(sessions) + _errors(rows)
+    sessions = read_sessions(folder)
+    return notes + _untouched(planned, rows, folder, sessions) + session_notes(sessions) + _errors(rows)
+
+
+def _untouched(
+    planned: Sequence[Key], rows: pd.DataFrame, folder: Path, sessions: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Conditions that were not run for some policies, unless all their episodes were broken before."""
+    until_broken = any(session.get("until_broken") for session in sessions)
+    pairs, conditions, notes = {(key.policy, key.condition) for key in planned}, read_parts(folder, "condition"), []
+    for condition, described in conditions.items():
+        names = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
+        if until_broken:
+            left = episodes_of(rows) - lost(rows, conditions, attack_size(described))
+            names = [name for name in names if any(policy == name for policy, *_ in left)]
+        if names:
+            notes.append(f"{condition} was not run for {', '.join(names)}")
+    return notes
 
 
 def session_notes(sessions: Sequence[dict[str, Any]]) -> list[str]:
@@ -63,7 +74,7 @@ def session_notes(sessions: Sequence[dict[str, Any]]) -> list[str]:
     if any(session.get("until_decided") for session in sessions):
         notes.append("episodes were run until decided: e-values allow for that, intervals and p-values do not")
     if any(session.get("until_broken") for session in sessions):
-        notes.append("episodes were attacked until broken: rates of single attacks are of those that were left to them")
+        notes.append("attacked until broken: single attacks may not have met the episodes that others had broken")
     for package in dict.fromkeys(name for session in sessions for name in session["versions"]):
         if len(found := {session["versions"].get(package, "none") for session in sessions}) > 1:
             notes.append(f"made with several versions of {package}: {', '.join(sorted(found))}")

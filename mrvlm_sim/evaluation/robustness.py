@@ -11,8 +11,10 @@ import pandas as pd
 from mrvlm_sim.agents.policy import Policy, requirements_of
 from mrvlm_sim.agents.registry import policy_name
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.cascade import episodes_of
+from mrvlm_sim.evaluation.condition import Condition, attack_size
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
+from mrvlm_sim.evaluation.report import run_notes
 from mrvlm_sim.evaluation.store import read_episodes, read_parts
 from mrvlm_sim.evaluation.tables import in_percent, paired, signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge
@@ -150,29 +152,42 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
     Numbers are raw: rates in [0, 1]; `deviation` of the actions as a part of their range, mean over looks; `drop` is
     clean minus attacked on the same episodes; `steps` until success, or the end; passes of single observations in every
     episode. An episode succeeds under the worst of all if it did when clean, and under every attack that it met of this
-    size or less, as who may change so much may change less, or nothing. `errors` counts those that ended in one, which
-    is no success.
+    size or less, as who may change so much may change less, or nothing; there is no such line while an episode that was
+    not lost is not attacked by so much. `errors` counts those that ended in one, which is no success.
     """
-    lines = []
+    lines, sized = [], with_sizes(rows, conditions)
     for policy in dict.fromkeys(rows["policy"]):
-        own = rows[rows["policy"] == policy]
-        clean = own[own["condition"].map(lambda name: is_clean(conditions[name]))]
+        own = sized[sized["policy"] == policy]
+        clean = own[own["size"] == 0]
         if len(clean):
             lines.append(_line(policy, "clean", 0.0, clean, clean.iloc[:0]))
-        attacked = own[own["condition"].map(lambda name: conditions[name]["attack"] is not None)]
-        sizes = attacked["condition"].map(lambda name: conditions[name]["eps"])
-        for size in sorted(sizes.unique()):
-            of_size = attacked[sizes == size]
-            lines += [
-                _line(policy, str(name), size, under, clean) for name, under in of_size.groupby("condition", sort=False)
-            ]
-            lines.append(_line(policy, WORST, size, worst_of(pd.concat([clean, attacked[sizes <= size]])), clean))
+        for size in attack_sizes(sized):
+            under = own[own["size"] == size].groupby("condition", sort=False)
+            lines += [_line(policy, str(name), size, found, clean) for name, found in under]
+            if (worst := worst_up_to(own, size)) is not None:
+                lines.append(_line(policy, WORST, size, worst, clean))
     return pd.DataFrame(lines)
 
 
-def is_clean(condition: Mapping[str, Any]) -> bool:
-    """Whether nothing is changed in a condition."""
-    return all(condition.get(name) is None for name in ("attack", "shift", "eyes"))
+def with_sizes(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows with a column `size`, that of `attack_size`."""
+    sizes = {name: attack_size(described) for name, described in conditions.items()}
+    return rows.assign(size=rows["condition"].map(sizes).astype(float))
+
+
+def attack_sizes(rows: pd.DataFrame) -> list[float]:
+    """Of all attacks, from the smallest on."""
+    return sorted(rows.loc[rows["size"] > 0, "size"].unique())
+
+
+def worst_up_to(rows: pd.DataFrame, size: float) -> pd.DataFrame | None:
+    """`worst_of` what one policy did when clean and under attacks up to a size; rows are `with_sizes`.
+
+    None if episodes that it did not lose so far were not attacked by so much: what that leaves is unknown.
+    """
+    worst = worst_of(rows[rows["size"] <= size])
+    met = episodes_of(rows[rows["size"] == size])
+    return worst if episodes_of(worst[worst["success"]]) <= met else None
 
 
 def worst_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +200,7 @@ def worst_of(rows: pd.DataFrame) -> pd.DataFrame:
         "backwards": "sum",
         "error": "max",
     }
-    return rows.groupby(["suite_seed", "episode"], as_index=False).agg(together)
+    return rows.groupby(["policy", "suite_seed", "episode"], as_index=False, sort=False).agg(together)
 
 
 def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: pd.DataFrame) -> dict[str, Any]:
@@ -228,6 +243,7 @@ def pretty_robustness(table: pd.DataFrame) -> pd.DataFrame:
 def write_robustness(folder: Path) -> pd.DataFrame:
     """Write `robustness.md` and `robustness.csv` of a run; returns the table with raw numbers."""
     table = robustness_table(read_episodes(folder), read_parts(folder, "condition"))
+    lines = [pretty_robustness(table).to_markdown(index=False), *(f"\n- {note}" for note in run_notes(folder))]
     write_atomically(folder / "robustness.csv", table.to_csv(index=False))
-    write_atomically(folder / "robustness.md", pretty_robustness(table).to_markdown(index=False) + "\n")
+    write_atomically(folder / "robustness.md", "\n".join(lines) + "\n")
     return table

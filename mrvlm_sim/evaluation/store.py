@@ -153,6 +153,12 @@ class RunStore:
                 known = "SELECT 1 FROM sessions WHERE provenance = ?"
                 own.execute(f"INSERT INTO sessions SELECT ? WHERE NOT EXISTS ({known})", session * 2)
 
+    def plan_afresh(self, keys: Iterable[Key]) -> None:
+        """Take those of these episodes from the plan that have not been run."""
+        finished = self.finished()
+        with self._connection:
+            self._connection.executemany(f"DELETE FROM planned WHERE {IS_KEY}", set(keys) - finished)
+
     def forget_errors(self, keys: Iterable[Key]) -> int:
         """Delete those of these episodes that ended in an error, so that they are run again; how many there were."""
         with self._connection:

@@ -19,7 +19,7 @@ from mrvlm_sim.evaluation.promises import (
     robust_findings,
 )
 from mrvlm_sim.evaluation.rings import LOOKS
-from mrvlm_sim.evaluation.robustness import is_clean, worst_of
+from mrvlm_sim.evaluation.robustness import attack_sizes, with_sizes, worst_up_to
 from mrvlm_sim.evaluation.store import planned_keys, read_episodes, read_parts
 from mrvlm_sim.metrics.statistics import wilson
 from mrvlm_sim.paths import make_parent, write_atomically
@@ -36,28 +36,19 @@ def read_attacked(folder: Path) -> Attacked:
     rows, conditions = read_episodes(folder), read_parts(folder, "condition")
     if missing := len(planned_keys(folder)) - len(rows):
         raise UserError(f"{missing} episodes of {folder} are missing; run the same attack again, which goes on")
-    attacks = {name: condition for name, condition in conditions.items() if condition["attack"] is not None}
+    attacks = [condition for condition in conditions.values() if condition["attack"] is not None]
     if not attacks:
         raise UserError(f"{folder} is a run without attacks; give runs of mrvlm-sim attack")
-    rows = rows.assign(error=rows["error"] != "", success=rows["success"].astype(bool))
-    clean = rows[rows["condition"].map(lambda name: is_clean(conditions[name]))]
-    attacked = rows[rows["condition"].isin([*attacks])]
-    sizes, found = attacked["condition"].map(lambda name: attacks[name]["eps"]), [clean.assign(eps=0.0)]
-    for policy in dict.fromkeys(attacked["policy"]):
-        own = attacked["policy"] == policy
-        for size in np.unique(sizes):
-            worst = worst_of(pd.concat([clean[clean["policy"] == policy], attacked[own & (sizes <= size)]]))
-            if _episodes(worst[worst["success"]]) <= _episodes(attacked[own & (sizes == size)]):
-                found.append(worst.assign(policy=policy, eps=size))  # all that was left was attacked by so much
+    rows = with_sizes(rows.assign(error=rows["error"] != ""), conditions)
+    found = [rows[rows["size"] == 0].assign(eps=0.0)]
+    for policy in dict.fromkeys(rows["policy"]):
+        worst = {size: worst_up_to(rows[rows["policy"] == policy], size) for size in attack_sizes(rows)}
+        found += [left.assign(eps=size) for size, left in worst.items() if left is not None]
     survived = pd.concat([part[COLUMNS] for part in found], ignore_index=True)
-    gradients = [each for each in attacks.values() if each["attack"] == "pgd"] or [*attacks.values()]
+    gradients = [each for each in attacks if each["attack"] == "pgd"] or attacks
     effort = Effort(min(int(each["steps"]) for each in gradients), min(int(each.get("draws", 4)) for each in gradients))
     identities = {name: short_identity(each["identity"]) for name, each in read_parts(folder, "policy").items()}
     return Attacked(str(rows["environment"].iloc[0]), survived, identities, effort)
-
-
-def _episodes(rows: pd.DataFrame) -> set[tuple[int, int]]:
-    return set(rows[["suite_seed", "episode"]].itertuples(index=False, name=None))
 
 
 def read_audit(folder: Path) -> Audited:
