@@ -1,10 +1,10 @@
 """What pyramids promise of robustness, and what measurements leave of it: supported, refuted or inconclusive.
 
-A weak attack makes its victim look robust, never fragile; an unfair one may do the reverse, and decides nothing. So that
-a policy is robust at all is refuted by any fair attack that breaks it, however weak, and supported by audited ones only;
-that it is more robust than another is supported if attacks on it are audited, and refuted if those on the other are.
-Differences between rings and by knowledge need the audits of all that take part. Intervals of comparisons are 95 %
-together, and so are those of rings (Bonferroni); all others are 95 % each.
+A weak attack makes its victim look robust, never fragile; an unfair one may do the reverse, and decides nothing. So
+that a policy is robust at all is refuted by any fair attack that breaks it, however weak, and supported by audited
+ones only; that it is more robust than another is supported if attacks on it are audited, and refuted if those on the
+other are. Differences between rings and by knowledge need the audits of all that take part. Intervals of comparisons
+are 95 % together, and so are those of rings (Bonferroni); all others are 95 % each.
 """
 
 from collections.abc import Mapping, Sequence
