@@ -36,7 +36,7 @@ EFFORT = Effort(20, 4)
 
 
 def audit(policy: str, *failed: str, **changes: object) -> Audited:
-    return Audited("reach", policy, "w", EFFORT, failed, (0.0, 0.0, 0.0))._replace(**changes)
+    return Audited("reach", policy, "w", EFFORT, failed, 0.2, (0.0, 0.0, 0.0))._replace(**changes)
 
 
 PASSED = [audit("pyramid"), audit("uniform")]
@@ -230,6 +230,12 @@ class TestCentre:
 def test_jitter_protects_those_who_have_it() -> None:
     found = jitter_findings([audit("uniform", owed=(2e-8, -1e-8, 4e-8)), audit("pyramid", owed=(0.1, 0.08, 0.12))])
     assert [(finding.policy, finding.verdict) for finding in found] == [("pyramid", SUPPORTED)]
+
+
+@pytest.mark.parametrize(("known", "verdict"), [(0.2, REFUTED), (0.1, INCONCLUSIVE)])
+def test_jitter_protects_by_a_share_of_what_is_done_without(known: float, verdict: str) -> None:
+    found = jitter_findings([audit("pyramid", known=known, owed=(0.01, -0.01, 0.03))])
+    assert [finding.verdict for finding in found] == [verdict]
 
 
 def test_folders_without_what_is_asked_of_them(tmp_path: Path) -> None:

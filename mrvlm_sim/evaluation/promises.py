@@ -19,7 +19,8 @@ from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
 from mrvlm_sim.metrics.statistics import difference_interval, mean_interval, wilson
 
-MATTERS = 0.05  # of the sizes survived, or of the actions' range: less is nothing
+MATTERS = 0.05  # of the sizes survived: less is nothing
+PROTECTS = 0.2  # of the harm that an attacker does who knows the jitter: to save less is no protection
 ROUNDING = 1e-6  # by which attacks differ that are the same
 FEWEST = 5  # episodes of which something is said
 CENTRE = "attacks do less in the middle"
@@ -45,13 +46,16 @@ class Effort(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """What an audit was of, and the gates that it did not pass; `owed` is its ledger's last line."""
+    """What an audit was of, and the gates that it did not pass; of its ledger, what who knows the jitter does, and what
+    of that is owed to randomness.
+    """
 
     environment: str
     policy: str
     identity: str
     effort: Effort
     failed: tuple[str, ...]
+    known: float
     owed: tuple[float, float, float]  # mean, low, high
 
 
@@ -253,8 +257,10 @@ def jitter_findings(audits: Sequence[Audited]) -> list[Finding]:
         mean, low, high = audit.owed
         if max(abs(low), abs(high)) < ROUNDING:
             continue
-        figure = f"knowing it adds {percent(mean, low, high)} of the actions' range"
-        verdict = judge(low, high, MATTERS, audit.failed, audit.failed)
+        figure = (
+            f"{percent(mean, low, high)} of the actions' range, of the {100 * audit.known:.1f} % done by who knows it"
+        )
+        verdict = judge(low, high, PROTECTS * audit.known, audit.failed, audit.failed)
         figure = with_gates(figure, audit.failed)
         findings.append(Finding(f"jitter protects ({OWED})", audit.environment, audit.policy, verdict, figure))
     return findings

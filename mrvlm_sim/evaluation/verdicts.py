@@ -63,13 +63,15 @@ def read_audit(folder: Path) -> Audited:
     policy = next(name for name in dict.fromkeys(rows["policy"]) if name != "random")
     attacks = [each for each in read_parts(folder, "condition").values() if each["attack"] == "pgd"]
     effort = Effort(int(attacks[0]["steps"]), int(attacks[0].get("draws", 4)))
-    mean, low, high = pd.read_csv(folder / "ledger.csv").set_index("attacker").loc[OWED, ["harm", "low", "high"]]
+    ledger = pd.read_csv(folder / "ledger.csv").set_index("attacker")
+    mean, low, high = ledger.loc[OWED, ["harm", "low", "high"]]
     return Audited(
         str(rows["environment"].iloc[0]),
         policy,
         short_identity(read_parts(folder, "policy")[policy]["identity"]),
         effort,
         tuple(table.loc[table.iloc[:, 1] != "pass", "gate"]),
+        float(ledger.loc["known", "harm"]),
         (float(mean), float(low), float(high)),
     )
 
