@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -25,6 +26,15 @@ class Card(BaseModel):
     def _as_it_was(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         unsaid = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in serialise(self).items() if name not in unsaid}
+
+
+def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: the place, with dots between keys, and what each has there, None for nothing."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif one != other:
+        yield path, one, other
 
 
 CardType = TypeVar("CardType", bound=Card)

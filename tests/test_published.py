@@ -13,10 +13,12 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.merge import merge_runs
 from mrvlm_sim.evaluation.published import EPISODES, PROVENANCE, publish
 from mrvlm_sim.evaluation.report import run_table
+from mrvlm_sim.evaluation.robustness import write_robustness
 from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = sorted(path.parent for path in RESULTS.glob("**/provenance.json") if "runs" not in path.parts)
+ATTACKED = sorted(path for path in RESULTS.glob("**/robustness.csv") if "runs" not in path.parts)
 BOTH = (EPISODES, PROVENANCE)
 
 
@@ -37,6 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_are_some() -> None:
     assert len(PUBLISHED) > 10
+    assert len(ATTACKED) > 10
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.relative_to(RESULTS).as_posix())
@@ -45,6 +48,13 @@ def test_the_tables_come_of_the_episodes(folder: Path, tmp_path: Path) -> None:
     counts = [column for column in table if column.endswith(("/k", "/n")) or column == "policy"]
     assert len(counts) >= 3
     pd.testing.assert_frame_equal(found[counts], table[counts], check_dtype=False)
+
+
+@pytest.mark.parametrize("path", ATTACKED, ids=lambda path: path.relative_to(RESULTS).parent.as_posix())
+def test_what_attacks_left_comes_of_the_episodes(path: Path, tmp_path: Path) -> None:
+    found, table = write_robustness(copied(path.parent, tmp_path / "run")), pd.read_csv(path)
+    pd.testing.assert_frame_equal(found, table, check_dtype=False)
+    assert (tmp_path / "run" / "robustness.md").read_text() == path.with_suffix(".md").read_text()
 
 
 def test_it_reads_as_the_run(run: Path, tmp_path: Path) -> None:

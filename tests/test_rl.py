@@ -21,7 +21,7 @@ from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import run_episode
 from mrvlm_sim.evaluation.periodic import quick_success
 from mrvlm_sim.tasks import make_env
-from mrvlm_sim.training.initial import differences
+from mrvlm_sim.training.initial import unlike
 from mrvlm_sim.training.reading import Lesson, Reading
 from mrvlm_sim.training.rl.recipe import reinforcement_card
 from mrvlm_sim.training.rl.session import Reinforcement, finish
@@ -150,7 +150,7 @@ class TestResuming:
             Reinforcement(rl_card(SAC_RECIPE), BRIEF, trained.folder)
 
     def test_differences_between_maps(self) -> None:
-        assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}, "d": 3}) == [
+        assert unlike({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}, "d": 3}) == [
             "a.c is 2 there and None here", "d is None there and 3 here",
         ]  # fmt: skip
 

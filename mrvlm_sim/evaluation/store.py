@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from mrvlm_sim.cards import differences
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import EpisodeRecord
 from mrvlm_sim.evaluation.migrate import OLDER, SCHEMA, migrate, missing_columns, upgraded
@@ -97,8 +98,8 @@ class RunStore:
         if name not in known:
             self._connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (kind, name, text))
         elif known[name] != text:
-            difference = next(_differences(json.loads(known[name]), json.loads(text)))
-            rule = f"{self.folder} was begun with another {kind} {name!r}: {difference}"
+            place, was, now = next(differences(json.loads(known[name]), json.loads(text)))
+            rule = f"{self.folder} was begun with another {kind} {name!r}: {place} was {was!r}, it is {now!r}"
             raise UserError(f"{rule}; choose another --output, or restore what it was")
 
     def note_session(self, provenance: Mapping[str, Any]) -> None:
@@ -294,12 +295,3 @@ def _create(folder: Path) -> None:
             PRAGMA journal_mode = WAL;
         """)
     partial.rename(folder / FILE)
-
-
-def _differences(was: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Where two JSON values differ, as text."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*was, *now]):
-            yield from _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif was != now:
-        yield f"{path} was {was!r}, it is {now!r}"

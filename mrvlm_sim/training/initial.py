@@ -1,11 +1,11 @@
 """The policy that a training begins as."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.trained import load_trained
+from mrvlm_sim.cards import differences
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.models import PolicyNetwork
 
@@ -29,7 +29,7 @@ def begin_as(network: PolicyNetwork, card: PolicyCard, folder: Path) -> None:
         UserError: the policy has other eyes or another network; it says where.
     """
     policy = load_trained(folder)
-    different = differences(_shape(policy.card), _shape(card))
+    different = unlike(_shape(policy.card), _shape(card))
     if (theirs := policy.card.network.chunk) < (ours := card.network.chunk):
         different.append(f"network.chunk is {theirs} there and {ours} here")
     if different:
@@ -45,13 +45,6 @@ def _shape(card: PolicyCard) -> dict[str, Any]:
     return card.model_dump(mode="json", include={"cameras": True, "network": True}, exclude={"network": {"chunk"}})
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested maps differ, in words."""
-    found: list[str] = []
-    for key in sorted(theirs.keys() | ours.keys()):
-        there, here = theirs.get(key), ours.get(key)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            found += differences(there, here, f"{prefix}{key}.")
-        elif there != here:
-            found.append(f"{prefix}{key} is {there!r} there and {here!r} here")
-    return found
+def unlike(there: Any, here: Any) -> list[str]:
+    """Where what was trained elsewhere, or before, differs from what is trained here, in words."""
+    return [f"{place} is {theirs!r} there and {ours!r} here" for place, theirs, ours in differences(there, here)]

@@ -25,7 +25,7 @@ from mrvlm_sim.paths import make_parent, write_atomically
 from mrvlm_sim.seeding import integer_seed
 from mrvlm_sim.tasks import make_task
 from mrvlm_sim.training.checkpoint import read_checkpoint, write_checkpoint
-from mrvlm_sim.training.initial import begin_as, differences
+from mrvlm_sim.training.initial import begin_as, unlike
 from mrvlm_sim.training.rl.actor_critic import copy_actor_to_head, copy_head_to_actor
 from mrvlm_sim.training.rl.algorithms import EncoderLearns, make_algorithm
 from mrvlm_sim.training.rl.auxiliary import LandmarkRegression
@@ -175,7 +175,7 @@ class Reinforcement:
 
     def _resume(self) -> Mapping[str, Any]:
         state = read_checkpoint(self.checkpoint, torch.device("cpu"), "identity")
-        if different := differences(json.loads(state["identity"]), self._identity()):
+        if different := unlike(json.loads(state["identity"]), self._identity()):
             raise UserError(f"{self.checkpoint} is of another run; choose another --output: {'; '.join(different)}")
         self.network.load_state_dict(state["network"])
         self.regression.optimisation.load(state["encoder_optimisers"])
