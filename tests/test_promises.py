@@ -277,6 +277,12 @@ def test_the_commands_together(tmp_path: Path) -> None:
     assert set(found["policy"]) == {"first"}, "neither solves an episode, so neither can keep it"
     assert "other weights" not in " ".join(found["figure"])
     assert set(found["verdict"]) <= {SUPPORTED, REFUTED, INCONCLUSIVE}
+    for name, said in (("first", ["first", "second"]), ("second", ["second"])):
+        run("verdicts", runs["attacked"], "--reference", "second", "--policy", name, "--output", runs["robustness"])
+        assert pd.read_csv(tmp_path / "robustness" / "survival.csv")["policy"].unique().tolist() == said
+    misspelt = CliRunner().invoke(app, ["verdicts", runs["attacked"], "--reference", "second", "--policy", "frist"])
+    assert "Did you mean 'first'" in str(misspelt.exception)
+    run("verdicts", runs["attacked"], *given, "--output", runs["robustness"])
     survived = pd.read_csv(tmp_path / "robustness" / "survival.csv")
     assert len(survived) == 2 * 3
     assert (survived["n"] == 2).all()

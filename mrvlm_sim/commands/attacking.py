@@ -218,6 +218,9 @@ def verdicts(
     reference: Annotated[str, typer.Option(help="Policy that the others are to be more robust than.")],
     audit: Annotated[list[Path] | None, typer.Option(help="Folder of an audit; repeatable.")] = None,
     rings: Annotated[list[Path] | None, typer.Option(help="Folder of rings; repeatable.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Of those attacked, what to speak of beside the reference; default: all.")
+    ] = None,
     control: Annotated[
         str | None,
         typer.Option(help="Policy among the rings that only averages the frame down; others are held to it."),
@@ -227,6 +230,6 @@ def verdicts(
     """What attacks, audits and rings together leave of the promises: supported, refuted or inconclusive."""
     from mrvlm_sim.evaluation.verdicts import write_verdicts
 
-    found = write_verdicts(output, attacked, audit or [], rings or [], reference, control)
+    found = write_verdicts(output, attacked, audit or [], rings or [], reference, control, policy or [])
     print_table(found, "promises of robustness")
     console.print(f"results: {output}")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mrvlm_sim.agents.registry import short_identity
-from mrvlm_sim.errors import UserError
+from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.promises import (
     Attacked,
@@ -94,16 +94,21 @@ def write_verdicts(
     rings: Sequence[Path],
     reference: str,
     control: str | None = None,
+    policies: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Write `verdicts.csv`, `verdicts.md`, `survival.csv` and `survival.png`; returns the verdicts.
 
-    `reference` is what the others are to be more robust than, `control` what tells rings from mere averaging.
+    `reference` is what the others are to be more robust than, `control` what tells rings from mere averaging; with
+    `policies`, nothing is said of others.
 
     Raises:
-        UserError: a folder does not hold what it is given for, the reference was not attacked as the others were, or
-            two runs are of one environment.
+        UserError: a folder does not hold what it is given for, the reference was not attacked as the others were, two
+            runs are of one environment, or a policy was attacked in none.
     """
     runs, audited = [read_attacked(run) for run in attacked], [read_audit(audit) for audit in audits]
+    if policies:
+        runs = _only(runs, [*policies, reference])
+        audited = [audit for audit in audited if audit.policy in {*policies, reference}]
     environments = [run.environment for run in runs]
     if len(set(environments)) < len(environments):
         raise UserError(f"two runs are of one environment ({', '.join(environments)}); merge them: mrvlm-sim merge")
@@ -122,6 +127,19 @@ def write_verdicts(
     write_atomically(folder / "survival.csv", survival_table(survived).to_csv(index=False))
     draw_survival(survived, folder / "survival.png")
     return table
+
+
+def _only(runs: Sequence[Attacked], policies: Sequence[str]) -> list[Attacked]:
+    """The runs, as if no others had been attacked.
+
+    Raises:
+        UserError: one of the policies was attacked in none.
+    """
+    known = {name for run in runs for name in run.survived["policy"]}
+    for policy in policies:
+        if policy not in known:
+            raise unknown_name("policy", policy, known)
+    return [run._replace(survived=run.survived[run.survived["policy"].isin(policies)]) for run in runs]
 
 
 def survival_table(found: pd.DataFrame) -> pd.DataFrame:
