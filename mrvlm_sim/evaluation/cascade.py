@@ -35,10 +35,16 @@ def cascade(folder: Path, jobs: Sequence[Job]) -> Iterator[tuple[list[Job], list
         )
 
 
+def with_sizes(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows with a column `size`, that of `attack_size`."""
+    sizes = {name: attack_size(described) for name, described in conditions.items()}
+    return rows.assign(size=rows["condition"].map(sizes).astype(float))
+
+
 def lost(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, Any]], size: float) -> set[Episode]:
     """What no attack of that size needs to break any more."""
-    sizes = rows["condition"].map(lambda name: attack_size(conditions[name]))
-    return episodes_of(rows[(sizes <= size) & ~rows["success"] & (rows["error"] == "")])
+    sized = with_sizes(rows, conditions)
+    return episodes_of(sized[(sized["size"] <= size) & ~sized["success"] & (sized["error"] == "")])
 
 
 def episodes_of(rows: pd.DataFrame) -> set[Episode]:

@@ -11,8 +11,8 @@ import pandas as pd
 from mrvlm_sim.agents.policy import Policy, requirements_of
 from mrvlm_sim.agents.registry import policy_name
 from mrvlm_sim.errors import UserError, unknown_name
-from mrvlm_sim.evaluation.cascade import episodes_of
-from mrvlm_sim.evaluation.condition import Condition, attack_size
+from mrvlm_sim.evaluation.cascade import episodes_of, with_sizes
+from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.report import run_notes
 from mrvlm_sim.evaluation.store import read_episodes, read_parts
@@ -167,12 +167,6 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
             if (worst := worst_up_to(own, size)) is not None:
                 lines.append(_line(policy, WORST, size, worst, clean))
     return pd.DataFrame(lines)
-
-
-def with_sizes(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows with a column `size`, that of `attack_size`."""
-    sizes = {name: attack_size(described) for name, described in conditions.items()}
-    return rows.assign(size=rows["condition"].map(sizes).astype(float))
 
 
 def attack_sizes(rows: pd.DataFrame) -> list[float]:

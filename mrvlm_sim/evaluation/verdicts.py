@@ -8,6 +8,7 @@ import pandas as pd
 
 from mrvlm_sim.agents.registry import short_identity
 from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.evaluation.cascade import with_sizes
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.promises import (
     Attacked,
@@ -19,7 +20,7 @@ from mrvlm_sim.evaluation.promises import (
     robust_findings,
 )
 from mrvlm_sim.evaluation.rings import LOOKS
-from mrvlm_sim.evaluation.robustness import attack_sizes, with_sizes, worst_up_to
+from mrvlm_sim.evaluation.robustness import attack_sizes, worst_up_to
 from mrvlm_sim.evaluation.store import planned_keys, read_episodes, read_parts
 from mrvlm_sim.metrics.statistics import wilson
 from mrvlm_sim.paths import make_parent, write_atomically
