@@ -86,6 +86,15 @@ class TestGates:
         assert gate.passed is passed
         assert f"{100 * np.mean(gain):+.2f}" in gate.figure
 
+    @pytest.mark.parametrize(("gain", "passed"), [(0.2, False), (0.04, True)])
+    def test_attacks_that_better_ones_beat_are_found_out(
+        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch, gain: float, passed: bool
+    ) -> None:
+        audit, luck = audited(tiny), np.array([0.01, -0.01] * 3)
+        found = {("pgd", THREAT.steps): np.full(6, 0.5), ("apgd", 2 * THREAT.steps): 0.5 + gain + luck}
+        monkeypatch.setattr(audit, "harms", lambda attack, steps=THREAT.steps: found[attack, steps])
+        assert audit.settled().passed is passed
+
     def test_what_is_weaker_beyond_its_interval_fails(self, tiny: TrainedPolicy) -> None:
         audit = audited(tiny)
         assert audit.not_weaker("right", ("pgd", {}), ("noise", {})).passed

@@ -36,6 +36,7 @@ UNFAIR = (
 )  # gates: where they fail, attacks do too much
 REDRAWS = 20  # fresh jitters under which harm is measured
 SETTLED = 0.01  # of the harm: what more draws may still add
+ADDS_LITTLE = 0.1  # of the harm: what a better attack may still add
 AGREES = 0.05  # of the slope: what finite differences may be off by
 RESTARTS = 3
 
@@ -128,6 +129,7 @@ class Audit:
             self.not_weaker("more steps", ("pgd", {"steps": 2 * self.threat.steps}), ("pgd", {})),
             self.not_weaker("more restarts", ("pgd", {"restarts": RESTARTS}), ("pgd", {})),
             self.not_weaker("larger eps", ("pgd", {"eps": min(1.0, 2 * self.threat.eps)}), ("pgd", {})),
+            self.settled(),
             self.not_weaker("PGD over FGSM", ("pgd", {}), ("fgsm", {})),
             self.not_weaker("FGSM over best-of-N noise", ("fgsm", {}), ("best-noise", {})),
             self.not_weaker("white box over black box", ("pgd", {}), ("square", {})),
@@ -164,6 +166,13 @@ class Audit:
         mean, low, high = mean_interval(stronger - weaker)
         figure = f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % of the actions' range"
         return Gate(name, high >= 0, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
+
+    def settled(self) -> Gate:
+        """Whether APGD, whose steps adapt, adds at most a tenth with twice as many, as far as the moments can tell."""
+        taken, more = self.harms("pgd"), self.harms("apgd", steps=2 * self.threat.steps)
+        mean, low, high = mean_interval(more - taken)
+        figure = f"{100 * taken.mean():.2f} %; {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % with it"
+        return Gate("APGD of twice the steps adds little", low <= ADDS_LITTLE * float(taken.mean()), figure)
 
     def gradients(self) -> list[Gate]:
         """Of the tokens of every level by themselves: finite, and not zero."""
