@@ -29,9 +29,13 @@ def print_report(folder: Path, table: "pd.DataFrame", reference: str, title: str
     else:
         for part in pretty_tables(table, reference):
             print_table(part, title)
-    for note in [*notes, *run_notes(folder)]:
-        console.print(note, style="yellow", markup=False, soft_wrap=True)
+    print_notes([*notes, *run_notes(folder)])
     console.print(f"results: {folder}")
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
 
 
 def print_table(frame: "pd.DataFrame", title: str) -> None:

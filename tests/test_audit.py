@@ -93,7 +93,7 @@ class TestGates:
         audit, luck = audited(tiny), np.array([0.01, -0.01] * 3)
         found = {("pgd", THREAT.steps): np.full(6, 0.5), ("apgd", 2 * THREAT.steps): 0.5 + gain + luck}
         monkeypatch.setattr(audit, "harms", lambda attack, steps=THREAT.steps: found[attack, steps])
-        assert audit.settled().passed is passed
+        assert audit.converged().passed is passed
 
     def test_what_is_weaker_beyond_its_interval_fails(self, tiny: TrainedPolicy) -> None:
         audit = audited(tiny)

@@ -9,7 +9,7 @@ import typer
 
 from mrvlm_sim.commands.evaluating import parse_fraction
 from mrvlm_sim.commands.options import Env, Settings, TrustPickle
-from mrvlm_sim.console import console, print_table, run_with_progress
+from mrvlm_sim.console import console, print_notes, print_table, run_with_progress
 from mrvlm_sim.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def _report(run: "Evaluation", title: str, notes: Sequence[str]) -> None:
 
     if not run.finish().empty:
         print_table(pretty_robustness(write_robustness(run.folder)), title)
-    for note in [*notes, *run_notes(run.folder)]:
-        console.print(note, style="yellow", markup=False, soft_wrap=True)
+    print_notes([*notes, *run_notes(run.folder)])
     console.print(f"results: {run.folder}")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mrvlm_sim.commands.options import Reference
-from mrvlm_sim.console import console, print_report, print_table
+from mrvlm_sim.console import console, print_notes, print_report, print_table
 from mrvlm_sim.errors import UserError
 
 
@@ -40,8 +40,7 @@ def compare(
         return
     print_table(pretty(table, chosen), f"against {chosen}")
     print_table(flipped(runs, chosen), "episodes that flipped")
-    for note in notes:
-        console.print(note, style="yellow", markup=False, soft_wrap=True)
+    print_notes(notes)
 
 
 def replay(

@@ -21,6 +21,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.moments import harm, redraws, sample_moments
 from mrvlm_sim.evaluation.robustness import WORST
+from mrvlm_sim.evaluation.tables import signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat
 from mrvlm_sim.metrics.attacks.base import Moment, Origins, tensors
 from mrvlm_sim.metrics.attacks.gradient import PGD, GradientAttack
@@ -30,13 +31,11 @@ from mrvlm_sim.seeding import generator
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.wrappers.tokens import Frames
 
-UNFAIR = (
-    "eps 0 is clean, to the bit",
-    "bound and range, on what is fed",
-)  # gates: where they fail, attacks do too much
+NOTHING, BOUND = "eps 0 is clean, to the bit", "bound and range, on what is fed"
+UNFAIR = (NOTHING, BOUND)  # gates: where they fail, attacks do more than they may
 REDRAWS = 20  # fresh jitters under which harm is measured
-SETTLED = 0.01  # of the harm: what more draws may still add
-ADDS_LITTLE = 0.1  # of the harm: what a better attack may still add
+ENOUGH = 0.01  # of the harm: what more draws may still add
+CONVERGED = 0.1  # of the harm: what a better attack may still add
 AGREES = 0.05  # of the slope: what finite differences may be off by
 RESTARTS = 3
 
@@ -129,7 +128,7 @@ class Audit:
             self.not_weaker("more steps", ("pgd", {"steps": 2 * self.threat.steps}), ("pgd", {})),
             self.not_weaker("more restarts", ("pgd", {"restarts": RESTARTS}), ("pgd", {})),
             self.not_weaker("larger eps", ("pgd", {"eps": min(1.0, 2 * self.threat.eps)}), ("pgd", {})),
-            self.settled(),
+            self.converged(),
             self.not_weaker("PGD over FGSM", ("pgd", {}), ("fgsm", {})),
             self.not_weaker("FGSM over best-of-N noise", ("fgsm", {}), ("best-noise", {})),
             self.not_weaker("white box over black box", ("pgd", {}), ("square", {})),
@@ -142,7 +141,7 @@ class Audit:
             self.enough_draws(),
             self.redraw_gap(),
             self.nothing(),
-            Gate(UNFAIR[1], self.excess <= 0, f"{self.excess:+d} sensor values over the bound"),
+            Gate(BOUND, self.excess <= 0, f"{self.excess:+d} sensor values over the bound"),
         ]
 
     def nothing(self) -> Gate:
@@ -158,21 +157,28 @@ class Audit:
             for moment in self.moments
             for camera, frame in moment.frames.items()
         ]
-        return Gate(UNFAIR[0], all(same), f"{sum(same)} of {len(same)} frames")
+        return Gate(NOTHING, all(same), f"{sum(same)} of {len(same)} frames")
 
     def not_weaker(self, name: str, strong: tuple[str, Mapping], weak: tuple[str, Mapping]) -> Gate:
         """Whether one attack does at least as much as another, as far as the moments can tell."""
         stronger, weaker = (self.harms(attack, **how) for attack, how in (strong, weak))
-        mean, low, high = mean_interval(stronger - weaker)
-        figure = f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % of the actions' range"
-        return Gate(name, high >= 0, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
+        gain = mean_interval(stronger - weaker)
+        figure = f"{signed(*gain, digits=2)} % of the actions' range"
+        return Gate(name, gain[2] >= 0, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
 
-    def settled(self) -> Gate:
-        """Whether APGD, whose steps adapt, adds at most a tenth with twice as many, as far as the moments can tell."""
-        taken, more = self.harms("pgd"), self.harms("apgd", steps=2 * self.threat.steps)
-        mean, low, high = mean_interval(more - taken)
-        figure = f"{100 * taken.mean():.2f} %; {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % with it"
-        return Gate("APGD of twice the steps adds little", low <= ADDS_LITTLE * float(taken.mean()), figure)
+    def adds_little(self, share: float, attack: str, **how: Any) -> tuple[bool, str]:
+        """Whether another attack adds at most a share of what PGD does, as far as the moments can tell; and how much."""
+        taken = self.harms("pgd")
+        gain = mean_interval(self.harms(attack, **how) - taken)
+        return gain[1] <= share * float(taken.mean()), f"{signed(*gain, digits=2)} %"
+
+    def converged(self) -> Gate:
+        """Whether APGD, whose steps adapt, adds at most a tenth with twice as many of them."""
+        passed, gain = self.adds_little(CONVERGED, "apgd", steps=2 * self.threat.steps)
+        return Gate("APGD of twice the steps adds little", passed, f"{self._taken()} %; {gain} with it")
+
+    def _taken(self) -> str:
+        return f"{100 * self.harms('pgd').mean():.2f}"
 
     def gradients(self) -> list[Gate]:
         """Of the tokens of every level by themselves: finite, and not zero."""
@@ -230,30 +236,20 @@ class Audit:
         Where luck settles the harm, as where a gripper may open or not, it moves by more than that from attack to
         attack, whatever the draws; so what counts is the interval of the gain.
         """
-        taken = self.harms("pgd")
-        gains = {
-            more: mean_interval(self.harms("pgd", draws=more) - taken)
-            for more in (2 * self.threat.draws, 4 * self.threat.draws)
+        found = {
+            draws: self.adds_little(ENOUGH, "pgd", draws=draws)
+            for draws in (2 * self.threat.draws, 4 * self.threat.draws)
         }
-        figures = "; ".join(
-            f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % with {more}"
-            for more, (mean, low, high) in gains.items()
-        )
-        return Gate(
-            "enough draws of the jitter",
-            all(low <= SETTLED * float(taken.mean()) for _, low, _ in gains.values()),
-            f"{100 * taken.mean():.2f} % with the {self.threat.draws} that were taken; {figures}",
-        )
+        gains = "; ".join(f"{gain} with {draws}" for draws, (_, gain) in found.items())
+        figure = f"{self._taken()} % with the {self.threat.draws} that were taken; {gains}"
+        return Gate("enough draws of the jitter", all(passed for passed, _ in found.values()), figure)
 
     def redraw_gap(self) -> Gate:
         """Whether expectation does as much under fresh jitter as an attack that took one jitter for all."""
         known, unknown = self.harms("pgd", knowledge="known"), self.harms("pgd")
-        mean, low, high = mean_interval(unknown - known)
-        return Gate(
-            "expectation holds under fresh jitter",
-            high >= 0,
-            f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] % over an attack that knew one jitter",
-        )
+        gain = mean_interval(unknown - known)
+        figure = f"{signed(*gain, digits=2)} % over an attack that knew one jitter"
+        return Gate("expectation holds under fresh jitter", gain[2] >= 0, figure)
 
 
 def closed_loop_gates(table: pd.DataFrame, chance: float) -> list[Gate]:

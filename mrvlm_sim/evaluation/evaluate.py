@@ -68,7 +68,7 @@ class Evaluation:
             if retry_errors:
                 self.store.forget_errors(map(job_key, planned))
             if until_broken:
-                self.store.plan_afresh(map(job_key, planned))
+                self.store.unplan(map(job_key, planned))
             finished = self.store.finished()
         except BaseException:
             self.store.close()

@@ -17,6 +17,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.audit import UNFAIR
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
+from mrvlm_sim.evaluation.tables import signed
 from mrvlm_sim.metrics.statistics import difference_interval, mean_interval, wilson
 
 MATTERS = 0.05  # of the sizes survived: less is nothing
@@ -188,7 +189,7 @@ def comparison_findings(run: Attacked, reference: str, audits: Sequence[Audited]
             findings.append(Finding(promise, environment, policy, INCONCLUSIVE, figure))
             continue
         mean, low, high = bounded_interval(gains, comparisons)
-        figure = f"{percent(mean, low, high)} of the sizes survived, {len(gains)} episodes"
+        figure = f"{signed(mean, low, high)} % of the sizes survived, {len(gains)} episodes"
         verdict = judge(low, high, MATTERS, support + broken, refutation + broken)
         figure = with_gates(figure, support + refutation + broken)
         findings.append(Finding(promise, environment, policy, verdict, figure))
@@ -244,7 +245,7 @@ def _centre(
         failed += gates(audits, environment, policy, str(first["identity"]), effort)
     verdicts = {judge(low, high, 0.0, failed, failed) for _, low, high in intervals.values()}
     verdict = verdicts.pop() if len(verdicts) == 1 else INCONCLUSIVE
-    gaps = "; ".join(f"equal {name} {percent(*interval)}" for name, interval in intervals.items())
+    gaps = "; ".join(f"equal {name} {signed(*interval)} %" for name, interval in intervals.items())
     less = ", less that of the control" if len(policies) > 1 else ""
     figure = with_gates(f"outer less inner ring{less}: {gaps} of the actions' range", failed)
     return Finding(promise, environment, policies[0], verdict, figure)
@@ -258,17 +259,12 @@ def jitter_findings(audits: Sequence[Audited]) -> list[Finding]:
         if max(abs(low), abs(high)) < ROUNDING:
             continue
         figure = (
-            f"{percent(mean, low, high)} of the actions' range, of the {100 * audit.known:.1f} % done by who knows it"
+            f"{signed(mean, low, high)} % of the actions' range, of the {100 * audit.known:.1f} % done by who knows it"
         )
         verdict = judge(low, high, PROTECTS * audit.known, audit.failed, audit.failed)
         figure = with_gates(figure, audit.failed)
         findings.append(Finding(f"jitter protects ({OWED})", audit.environment, audit.policy, verdict, figure))
     return findings
-
-
-def percent(mean: float, low: float, high: float) -> str:
-    """As people read it, with its interval."""
-    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] %"
 
 
 def with_gates(figure: str, failed: Sequence[str]) -> str:

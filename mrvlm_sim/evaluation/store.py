@@ -154,7 +154,7 @@ class RunStore:
                 known = "SELECT 1 FROM sessions WHERE provenance = ?"
                 own.execute(f"INSERT INTO sessions SELECT ? WHERE NOT EXISTS ({known})", session * 2)
 
-    def plan_afresh(self, keys: Iterable[Key]) -> None:
+    def unplan(self, keys: Iterable[Key]) -> None:
         """Take those of these episodes from the plan that have not been run."""
         finished = self.finished()
         with self._connection:

@@ -173,9 +173,9 @@ def _rate(rate: float, low: float, high: float, successes: float, attempts: floa
     return f"{in_percent(rate, low, high)} ({successes:.0f}/{attempts:.0f})"
 
 
-def signed(value: float, low: float, high: float) -> str:
+def signed(value: float, low: float, high: float, digits: int = 1) -> str:
     """A difference in percent with its interval; - if there is none."""
-    return "-" if value != value else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return "-" if value != value else f"{100 * value:+.{digits}f} [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"
 
 
 def with_holm(p: float, corrected: float) -> str:
