@@ -167,7 +167,7 @@ class Audit:
         return Gate(name, gain[2] >= 0, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
 
     def adds_little(self, share: float, attack: str, **how: Any) -> tuple[bool, str]:
-        """Whether another attack adds at most a share of what PGD does, as far as the moments can tell; and how much."""
+        """Whether an attack adds at most a share of what PGD does, as far as the moments can tell; and how much."""
         taken = self.harms("pgd")
         gain = mean_interval(self.harms(attack, **how) - taken)
         return gain[1] <= share * float(taken.mean()), f"{signed(*gain, digits=2)} %"
