@@ -17,7 +17,7 @@ from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.audit import Audit, Gate, audit_table, closed_loop_gates, verdict
+from mrvlm_sim.evaluation.audit import JUDGED, Audit, Gate, audit_table, closed_loop_gates, verdict
 from mrvlm_sim.evaluation.ledger import OWED, ledger, pretty_ledger
 from mrvlm_sim.evaluation.moments import sample_moments
 from mrvlm_sim.evaluation.robustness import WORST
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow
 THREAT = Threat(8 / 255, 4, draws=16)
 
 
-def audited(policy: Any, moments: int = 6) -> Audit:
-    return Audit(policy, BRIEF, THREAT, moments)
+def audited(policy: Any, moments: int = 6, attack: str = "pgd") -> Audit:
+    return Audit(policy, BRIEF, THREAT, moments, attack=attack)
 
 
 class Hiding(TrainedPolicy):
@@ -42,9 +42,11 @@ class Hiding(TrainedPolicy):
 
 
 class TestGates:
-    def test_an_honest_policy_passes(self, tiny: TrainedPolicy) -> None:
-        gates = audited(tiny).run([])
+    @pytest.mark.parametrize("attack", JUDGED)
+    def test_an_honest_policy_passes(self, tiny: TrainedPolicy, attack: str) -> None:
+        gates = audited(tiny, attack=attack).run([])
         assert [gate.name for gate in gates if not gate.passed] == []
+        assert f"{attack.upper()} over FGSM" in [gate.name for gate in gates]
         levels = [gate for gate in gates if gate.name.startswith("gradients reach level")]
         assert len(levels) == 3
 
@@ -86,12 +88,13 @@ class TestGates:
         assert gate.passed is passed
         assert f"{100 * np.mean(gain):+.2f}" in gate.figure
 
+    @pytest.mark.parametrize("judged", JUDGED)
     @pytest.mark.parametrize(("gain", "passed"), [(0.2, False), (0.04, True)])
     def test_attacks_that_better_ones_beat_are_found_out(
-        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch, gain: float, passed: bool
+        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch, gain: float, passed: bool, judged: str
     ) -> None:
-        audit, luck = audited(tiny), np.array([0.01, -0.01] * 3)
-        found = {("pgd", THREAT.steps): np.full(6, 0.5), ("apgd", 2 * THREAT.steps): 0.5 + gain + luck}
+        audit, luck = audited(tiny, attack=judged), np.array([0.01, -0.01] * 3)
+        found = {(judged, THREAT.steps): np.full(6, 0.5), ("apgd", 2 * THREAT.steps): 0.5 + gain + luck}
         monkeypatch.setattr(audit, "harms", lambda attack, steps=THREAT.steps: found[attack, steps])
         assert audit.converged().passed is passed
 
@@ -107,6 +110,10 @@ class TestGates:
         assert first.harms("pgd") is first.harms("pgd")
         assert (first.harms("pgd") == second.harms("pgd")).all()
         assert first.harms("pgd").shape == (4,)
+
+    def test_what_cannot_be_audited(self, tiny: TrainedPolicy) -> None:
+        with pytest.raises(UserError, match=r"unknown audited attack 'apg'\. Did you mean 'apgd'"):
+            audited(tiny, attack="apg")
 
     def test_no_gradients_no_audit(self) -> None:
         with pytest.raises(UserError, match="attacks with gradients, which RandomPolicy does not give"):

@@ -30,9 +30,10 @@ from mrvlm_sim.evaluation.promises import (
     robust_findings,
 )
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
-from mrvlm_sim.evaluation.verdicts import read_attacked, read_audit, read_rings, survival_table
+from mrvlm_sim.evaluation.robustness import worst_up_to
+from mrvlm_sim.evaluation.verdicts import efforts_on, read_attacked, read_audit, read_rings, survival_table
 
-EFFORT = Effort(20, 4)
+EFFORT = Effort("apgd", 20, 4)
 
 
 def audit(policy: str, *failed: str, **changes: object) -> Audited:
@@ -40,6 +41,11 @@ def audit(policy: str, *failed: str, **changes: object) -> Audited:
 
 
 PASSED = [audit("pyramid"), audit("uniform")]
+PGD = EFFORT._replace(attack="pgd")
+
+
+def against(audits: Sequence[Audited], *efforts: Effort) -> list[str]:
+    return gates(audits, "reach", "pyramid", "w", efforts or [EFFORT])
 
 
 def attacked(**sizes: Sequence[Sequence[int]]) -> Attacked:
@@ -55,7 +61,7 @@ def attacked(**sizes: Sequence[Sequence[int]]) -> Attacked:
             for episode, won in enumerate(wins)
         ]
     )  # fmt: skip
-    return Attacked("reach", survived, dict.fromkeys(sizes, "w"), EFFORT)
+    return Attacked("reach", survived, dict.fromkeys(sizes, "w"), {name: [EFFORT] for name in sizes})
 
 
 class TestJudge:
@@ -95,15 +101,26 @@ class TestJudge:
 
 class TestAudits:
     def test_they_must_be_of_this_policy_these_weights_and_no_stronger_attacks(self) -> None:
-        assert gates(PASSED, "reach", "pyramid", "w", EFFORT) == []
-        assert gates(PASSED, "pick_place", "pyramid", "w", EFFORT) == ["no audit of pyramid"]
-        assert gates(PASSED, "reach", "pyramid", "other", EFFORT) == ["audit of other weights of pyramid"]
-        assert "fewer steps or draws" in gates(PASSED, "reach", "pyramid", "w", Effort(5, 4))[0]
+        assert against(PASSED) == []
+        assert gates(PASSED, "pick_place", "pyramid", "w", [EFFORT]) == ["no audit of pyramid"]
+        assert gates(PASSED, "reach", "pyramid", "other", [EFFORT]) == ["audit of other weights of pyramid"]
+        for less in ({"steps": 19}, {"draws": 3}):
+            assert "fewer steps or draws" in against(PASSED, EFFORT._replace(**less))[0]
 
     def test_one_that_passed_does_not_hide_one_that_failed(self) -> None:
         both = [audit("pyramid", "more steps"), audit("pyramid")]
-        assert gates(both, "reach", "pyramid", "w", EFFORT) == ["more steps"]
-        assert gates(both[::-1], "reach", "pyramid", "w", EFFORT) == ["more steps"]
+        assert against(both) == against(both[::-1]) == ["more steps"]
+
+    def test_they_must_be_of_an_attack_that_was_made(self) -> None:
+        assert against(PASSED, PGD) == ["not attacked by apgd, which the audit of pyramid is of"]
+        assert against(PASSED, PGD, EFFORT) == []
+
+    def test_the_best_of_all_audited_attacks_counts_but_an_unfair_one_spoils_it(self) -> None:
+        weak = audit("pyramid", "more steps", effort=PGD)
+        assert against([weak, *PASSED], PGD, EFFORT) == []
+        assert against([weak, *PASSED], PGD) == ["more steps"]
+        unfair = audit("pyramid", UNFAIR[0], effort=PGD)
+        assert against([unfair, *PASSED], PGD, EFFORT) == [UNFAIR[0]]
 
 
 class TestRobust:
@@ -145,7 +162,7 @@ class TestMoreRobust:
         for reference, verdict in (("uniform", SUPPORTED), ("pyramid", REFUTED)):
             assert self.verdict(run, reference=reference)[0] == verdict
             found, figure = self.verdict(run, [audit("pyramid")], reference)
-            assert (found, "no audit of uniform" in figure) == (verdict, True)
+            assert (found, "no audit" in figure) == (verdict, False)
             found, figure = self.verdict(run, [audit("uniform")], reference)
             assert (found, "no audit of pyramid" in figure) == (INCONCLUSIVE, True)
 
@@ -190,7 +207,8 @@ class TestCentre:
             [
                 {
                     "environment": "reach", "policy": policy, "normalisation": name, "inner": inner, "look": look,
-                    "harm": 0.3 + (gap if inner else 0) + 0.01 * rng.normal(), "identity": "w", "steps": 20, "draws": 4,
+                    "harm": 0.3 + (gap if inner else 0) + 0.01 * rng.normal(), "identity": "w",
+                    "attack": "apgd", "steps": 20, "draws": 4,
                 }
                 for name, gap in zip(NORMALISATIONS, outer_less_inner, strict=True)
                 for inner in (0.0, 0.5)
@@ -221,6 +239,10 @@ class TestCentre:
         with pytest.raises(UserError, match="no rings of uniform were measured; take one of pyramid"):
             centre_findings(self.rings(0.1, 0.1, 0.1), PASSED, 1, control="uniform")
 
+    def test_rings_of_another_attack_are_not_what_was_audited(self) -> None:
+        finding = centre_findings(self.rings(0.1, 0.1, 0.1).assign(attack="pgd"), PASSED, 1)[0]
+        assert (finding.verdict, "not attacked by apgd" in finding.figure) == (INCONCLUSIVE, True)
+
     def test_without_an_audit_nothing_is_said(self) -> None:
         for gap in (0.1, -0.1):
             finding = centre_findings(self.rings(gap, gap, gap), [], 1)[0]
@@ -247,6 +269,30 @@ def test_folders_without_what_is_asked_of_them(tmp_path: Path) -> None:
         read_attacked(tmp_path)
 
 
+def test_only_attacks_that_met_all_that_others_left_count(tmp_path: Path) -> None:
+    """By policy: pgd met all of both, apgd broke one of one policy and left out what was broken before."""
+    attacks = {"pgd 4/255": (3, {}), "apgd 4/255": (9, {"draws": 2}), "apgd known 4/255": (1, {"knowledge": "known"})}
+    conditions = {
+        name: {"name": name, "source": "sensor", "attack": name.split()[0], "eps": 4 / 255, "steps": steps, **more}
+        for name, (steps, more) in attacks.items()
+    }
+    met = {"one": {"pgd 4/255": [1, 0, 1], "apgd 4/255": [0, None, 1]}, "two": {"pgd 4/255": [1, 0, 1]}}
+    rows = pd.DataFrame(
+        [
+            {"policy": policy, "condition": name, "suite_seed": 0, "episode": episode, "success": bool(won),
+             "error": "", "action_deviation": 0.0, "steps": 9, "forwards": 1, "backwards": 1, "size": 4 / 255}
+            for policy, found in met.items()
+            for name, wins in {**found, "apgd known 4/255": [1, 1, 1]}.items()
+            for episode, won in enumerate(wins)
+            if won is not None
+        ]
+    )  # fmt: skip
+    found = {}
+    for policy, own in rows.groupby("policy"):
+        found[policy] = efforts_on(own, {4 / 255: worst_up_to(own, 4 / 255)}, conditions)
+    assert found == {"one": [Effort("pgd", 3, 4), Effort("apgd", 9, 2)], "two": [Effort("pgd", 3, 4)]}
+
+
 @pytest.mark.slow
 def test_the_commands_together(tmp_path: Path) -> None:
     """attack, audit and rings, and the verdicts on what they found."""
@@ -259,7 +305,7 @@ def test_the_commands_together(tmp_path: Path) -> None:
         return result.output
 
     runs = {name: str(tmp_path / name) for name in ("attacked", "audit", "rings", "robustness")}
-    both = ["--env", BRIEF, "--policy", first, "--policy", second, "--attack", "pgd", "--attack", "noise"]
+    both = ["--env", BRIEF, "--policy", first, "--policy", second, "--attack", "apgd", "--attack", "noise"]
     sizes = ["--eps", "8/255", "--eps", "16/255", "--episodes", "2", "--workers", "0"]
     run("attack", *both, *sizes, *few, "--output", runs["attacked"])
     one = ["--env", BRIEF, "--policy", first, *few]
@@ -275,7 +321,8 @@ def test_the_commands_together(tmp_path: Path) -> None:
         "jitter protects (owed to randomness)",
     ]
     assert set(found["policy"]) == {"first"}, "neither solves an episode, so neither can keep it"
-    assert "other weights" not in " ".join(found["figure"])
+    for said in ("other weights", "not attacked by"):
+        assert said not in " ".join(found["figure"])
     assert set(found["verdict"]) <= {SUPPORTED, REFUTED, INCONCLUSIVE}
     for name, said in (("first", ["first", "second"]), ("second", ["second"])):
         run("verdicts", runs["attacked"], "--reference", "second", "--policy", name, "--output", runs["robustness"])

@@ -144,6 +144,18 @@ class TestTable:
         assert table["attack"].tolist() == ["pgd 4/255", WORST]
         assert table["drop"].isna().all()
 
+    def test_how_long_a_policy_lasts(self) -> None:
+        found = rows(clean=[1, 1, 1, 1], pgd4=[0, 1, 0, 1])
+        table = robustness_table(found.assign(steps=[10, 10, 10, 10, 50, 10, 50, 10]), CONDITIONS).set_index("attack")
+        assert table["to_failure"].tolist() == [float("inf"), 60, 60]
+        assert (table["to_failure_low"] < table["to_failure"]).all()
+        failed = found.assign(error=["", "", "", "", "boom", "", "", ""], steps=10)
+        table = robustness_table(failed, CONDITIONS).set_index("attack")
+        assert table.loc["pgd 4/255", "to_failure"] == 40, "an error is no failure"
+        shown = pretty_robustness(table.reset_index()).set_index("attack")["steps to a failure"]
+        assert shown["clean"].startswith("over ")
+        assert shown["pgd 4/255"].startswith("40 [")
+
     def test_it_is_readable(self) -> None:
         shown = pretty_robustness(robustness_table(rows(clean=[1, 1], pgd4=[0, 1], noise4=[1, 1]), CONDITIONS))
         assert shown["attack"].tolist() == ["clean", "pgd 4/255", "noise 4/255", f"{WORST} 4/255"]

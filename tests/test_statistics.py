@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrvlm_sim.metrics.statistics import compare_paired, difference_interval, holm, wilson
+from mrvlm_sim.metrics.statistics import compare_paired, difference_interval, holm, time_to_failure, wilson
 
 outcomes = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60).map(
     lambda rows: np.array(rows, dtype=bool).T
@@ -161,3 +161,23 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]
 def test_holm_refuses_what_is_no_probability(bad: float) -> None:
     with pytest.raises(ValueError, match=f"within 0 and 1, not {bad}"):
         holm([0.5, bad])
+
+
+class TestTimeToFailure:
+    def test_it_is_the_inverse_of_the_rate_with_its_exact_interval(self) -> None:
+        """Garwood (1936): of 10 events, the mean is within 4.795 and 18.390."""
+        assert time_to_failure(100, 10) == pytest.approx((10, 100 / 18.390, 100 / 4.795), rel=1e-3)
+
+    def test_what_never_failed_has_a_lower_bound(self) -> None:
+        mean, low, high = time_to_failure(100, 0)
+        assert (mean, high) == (np.inf, np.inf)
+        assert low == pytest.approx(100 / 3.689, rel=1e-3)
+
+    def test_it_covers_the_truth_as_often_as_it_says(self) -> None:
+        counts = np.random.default_rng(0).poisson(100 / 20, size=400)
+        covered = [low <= 20 <= high for _, low, high in (time_to_failure(100, int(k)) for k in counts)]
+        assert np.mean(covered) >= 0.94
+
+    def test_less_than_nothing(self) -> None:
+        with pytest.raises(ValueError, match="at least 0"):
+            time_to_failure(-1, 0)

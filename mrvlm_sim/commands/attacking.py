@@ -124,6 +124,7 @@ def audit(
     eps: Annotated[str, typer.Option(help="Size of the attacks that are judged.")] = "4/255",
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 20,
     draws: Annotated[int, typer.Option(min=1, help="Draws of the jitter in every step.")] = 4,
+    attack: Annotated[str, typer.Option(help="The attack that is judged: pgd or apgd.")] = "apgd",
     looks: Annotated[int, typer.Option(min=4, help="Single looks on which attacks are compared.")] = 24,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of what only whole episodes show.")] = 10,
     surrogate: Annotated[list[str] | None, typer.Option(help="Arm to transfer from; repeatable.")] = None,
@@ -136,7 +137,7 @@ def audit(
     A claim of robustness whose gates do not all pass is inconclusive.
     """
     from mrvlm_sim.agents.registry import policy_name
-    from mrvlm_sim.evaluation.audit import Audit, audit_table, closed_loop_gates, verdict
+    from mrvlm_sim.evaluation.audit import Audit, audit_table, check_judged, closed_loop_gates, verdict
     from mrvlm_sim.evaluation.evaluate import Evaluation
     from mrvlm_sim.evaluation.ledger import ledger, pretty_ledger
     from mrvlm_sim.evaluation.robustness import attack_conditions, write_robustness
@@ -145,12 +146,12 @@ def audit(
     from mrvlm_sim.paths import write_atomically
 
     size = parse_fraction(eps)
-    conditions = attack_conditions(["pgd", "features"], [size, 0.5, 1.0], steps, draws)
+    conditions = attack_conditions([check_judged(attack), "features"], [size, 0.5, 1.0], steps, draws)
     plan = Plan(env, (policy, "random"), tuple(conditions), seed, episodes)
     policies, problems = plan.load()
     if problems:
         raise UserError("\n".join(problems.values()))
-    examined = Audit(policies[policy_name(policy)], env, Threat(size, steps, draws=draws), looks, seed)
+    examined = Audit(policies[policy_name(policy)], env, Threat(size, steps, draws=draws), looks, seed, attack)
     run = Evaluation(plan, output, workers)
     console.print(f"comparing attacks on {looks} looks")
     gates, randomness = examined.run(surrogate or []), ledger(examined)
@@ -167,8 +168,8 @@ def audit(
     write_atomically(run.folder / "ledger.csv", randomness.to_csv(index=False))
     parts = [shown.to_markdown(index=False), verdict(gates), owed.to_markdown(index=False)]
     write_atomically(run.folder / "audit.md", "\n\n".join(parts) + "\n")
-    print_table(owed, f"what PGD does to {name} by what it knows of the jitter")
-    print_table(shown, f"audit of attacks on {name} in {env} at {eps}")
+    print_table(owed, f"what {attack} does to {name} by what it knows of the jitter")
+    print_table(shown, f"audit of {attack} on {name} in {env} at {eps}")
     console.print(verdict(gates), markup=False, soft_wrap=True)
     console.print(f"results: {run.folder}")
 
@@ -179,14 +180,16 @@ def rings(
     eps: Annotated[str, typer.Option(help="Size of the attack.")] = "8/255",
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 10,
     draws: Annotated[int, typer.Option(min=1, help="Draws of the jitter in every step.")] = 4,
+    attack: Annotated[str, typer.Option(help="The attack: pgd or apgd.")] = "apgd",
     looks: Annotated[int, typer.Option(min=2, help="Single looks of clean episodes, of every policy's own.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Names the looks.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/rings-<env>.")] = None,
 ) -> None:
-    """Where in the image attacks bite: PGD in rings around the middle, made comparable in three ways, for every arm."""
+    """Where in the image attacks bite: in rings around the middle, made comparable in three ways, for every arm."""
     from contextlib import closing
 
     from mrvlm_sim.agents.registry import load_policy, policy_identity, policy_name, short_identity
+    from mrvlm_sim.evaluation.audit import check_judged
     from mrvlm_sim.evaluation.episode import victim_of
     from mrvlm_sim.evaluation.moments import sample_moments
     from mrvlm_sim.evaluation.rings import only_camera, pretty_rings, ring_looks, write_rings
@@ -194,6 +197,7 @@ def rings(
     from mrvlm_sim.paths import runs_folder
     from mrvlm_sim.tasks import make_env, split_settings
 
+    check_judged(attack)
     threat, policies = Threat(parse_fraction(eps), steps, draws=draws), {policy_name(p): load_policy(p) for p in policy}
     for name, each in policies.items():
         if not isinstance(each, DifferentiablePolicy):
@@ -204,11 +208,12 @@ def rings(
         fovy = float(made.model.camera(made.renderer.cameras[camera]).fovy[0])
     moments = {name: sample_moments(each, env, looks, seed) for name, each in policies.items()}
     identities = {policy_name(each): short_identity(policy_identity(each)) for each in policy}
-    found = ring_looks(policies, moments, threat, fovy, seed).assign(environment=env, steps=steps, draws=draws)
+    found = ring_looks(policies, moments, threat, fovy, seed, attack)
+    found = found.assign(environment=env, attack=attack, steps=steps, draws=draws)
     found["identity"] = found["policy"].map(identities)
     folder = output or runs_folder() / f"rings-{split_settings(env)[0].replace('/', '-')}"
     shown = pretty_rings(write_rings(folder, found))
-    print_table(shown, f"PGD at {eps} in rings of {env}: actions moved, % of their range [95 % CI]")
+    print_table(shown, f"{attack} at {eps} in rings of {env}: actions moved, % of their range [95 % CI]")
     console.print(f"results: {folder}")
 
 

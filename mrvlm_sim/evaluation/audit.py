@@ -17,14 +17,14 @@ from torch import Tensor
 
 from mrvlm_sim.agents.policy import Policy
 from mrvlm_sim.agents.trained import TrainedPolicy
-from mrvlm_sim.errors import UserError
+from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
 from mrvlm_sim.evaluation.moments import harm, redraws, sample_moments
 from mrvlm_sim.evaluation.robustness import WORST
 from mrvlm_sim.evaluation.tables import signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat
 from mrvlm_sim.metrics.attacks.base import Moment, Origins, tensors
-from mrvlm_sim.metrics.attacks.gradient import PGD, GradientAttack
+from mrvlm_sim.metrics.attacks.gradient import APGD, PGD, GradientAttack
 from mrvlm_sim.metrics.attacks.objectives import Deviation
 from mrvlm_sim.metrics.statistics import mean_interval
 from mrvlm_sim.seeding import generator
@@ -71,24 +71,45 @@ class PGDOnEach(PGD):
     objective_type = EachJitter
 
 
-EACH = "pgd on each jitter"
-AUDITED: Mapping[str, type[Attack]] = {**ATTACKS, EACH: PGDOnEach}
+class APGDOnEach(APGD):
+    """The same of APGD."""
+
+    objective_type = EachJitter
+
+
+JUDGED = ("pgd", "apgd")  # attacks that can be audited
+EACH = "{} on each jitter"
+AUDITED: Mapping[str, type[Attack]] = {**ATTACKS, EACH.format("pgd"): PGDOnEach, EACH.format("apgd"): APGDOnEach}
+
+
+def check_judged(attack: str) -> str:
+    """The name of an attack that can be audited.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if attack not in JUDGED:
+        raise unknown_name("audited attack", attack, JUDGED)
+    return attack
 
 
 class Audit:
-    """Of one policy in one environment at one size of attack.
+    """Of one attack on one policy in one environment at one size.
 
     Raises:
-        UserError: the policy gives no gradients, so that there is nothing to audit white-box attacks on.
+        UserError: the policy gives no gradients, so that there is nothing to audit white-box attacks on; or the attack
+            is none of those that can be audited.
     """
 
-    def __init__(self, policy: Policy, environment: str, threat: Threat, moments: int, seed: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, environment: str, threat: Threat, moments: int, seed: int = 0, attack: str = "apgd"
+    ) -> None:
         if not isinstance(policy, DifferentiablePolicy):
             name = type(policy).__name__
             raise UserError(
                 f"the audit is of attacks with gradients, which {name} does not give; take an arm with weights"
             )
-        self.victim, self.threat, self.seed = victim_of(policy), threat, seed
+        self.victim, self.threat, self.seed, self.attack = victim_of(policy), threat, seed, check_judged(attack)
         self.environment, self.policy, self.count = environment, policy, moments
         self._harms: dict[Setting, np.ndarray] = {}
         self.excess = -255  # of the largest change over its bound, in sensor values
@@ -122,20 +143,26 @@ class Audit:
 
     def run(self, surrogates: Sequence[str]) -> list[Gate]:
         """All gates that need no episodes."""
+        name = self.attack
+        own: tuple[str, Mapping] = (name, {})
         return [
             *self.gradients(),
             self.finite_differences(),
-            self.not_weaker("more steps", ("pgd", {"steps": 2 * self.threat.steps}), ("pgd", {})),
-            self.not_weaker("more restarts", ("pgd", {"restarts": RESTARTS}), ("pgd", {})),
-            self.not_weaker("larger eps", ("pgd", {"eps": min(1.0, 2 * self.threat.eps)}), ("pgd", {})),
+            self.not_weaker("more steps", (name, {"steps": 2 * self.threat.steps}), own),
+            self.not_weaker("more restarts", (name, {"restarts": RESTARTS}), own),
+            self.not_weaker("larger eps", (name, {"eps": min(1.0, 2 * self.threat.eps)}), own),
             self.converged(),
-            self.not_weaker("PGD over FGSM", ("pgd", {}), ("fgsm", {})),
-            self.not_weaker("FGSM over best-of-N noise", ("fgsm", {}), ("best-noise", {})),
-            self.not_weaker("white box over black box", ("pgd", {}), ("square", {})),
-            self.not_weaker("direct over transfer, jitter off", ("pgd", {}), ("pgd", {"knowledge": "off"})),
-            self.not_weaker("mean over jitter over each jitter", ("pgd", {}), (EACH, {})),
             *(
-                self.not_weaker(f"direct over transfer from {other}", ("pgd", {}), ("pgd", {"surrogate": other}))
+                self.not_weaker(f"{name.upper()} over {weaker.upper()}", own, (weaker, {}))
+                for weaker in ("pgd", "fgsm")
+                if weaker != name
+            ),
+            self.not_weaker("FGSM over best-of-N noise", ("fgsm", {}), ("best-noise", {})),
+            self.not_weaker("white box over black box", own, ("square", {})),
+            self.not_weaker("direct over transfer, jitter off", own, (name, {"knowledge": "off"})),
+            self.not_weaker("mean over jitter over each jitter", own, (EACH.format(name), {})),
+            *(
+                self.not_weaker(f"direct over transfer from {other}", own, (name, {"surrogate": other}))
                 for other in surrogates
             ),
             self.enough_draws(),
@@ -167,8 +194,8 @@ class Audit:
         return Gate(name, gain[2] >= 0, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
 
     def adds_little(self, share: float, attack: str, **how: Any) -> tuple[bool, str]:
-        """Whether an attack adds at most a share of what PGD does, as far as the moments can tell; and how much."""
-        taken = self.harms("pgd")
+        """Whether an attack adds at most a share of what the audited one does, as far as moments tell; and how much."""
+        taken = self.harms(self.attack)
         gain = mean_interval(self.harms(attack, **how) - taken)
         return gain[1] <= share * float(taken.mean()), f"{signed(*gain, digits=2)} %"
 
@@ -178,7 +205,7 @@ class Audit:
         return Gate("APGD of twice the steps adds little", passed, f"{self._taken()} %; {gain} with it")
 
     def _taken(self) -> str:
-        return f"{100 * self.harms('pgd').mean():.2f}"
+        return f"{100 * self.harms(self.attack).mean():.2f}"
 
     def gradients(self) -> list[Gate]:
         """Of the tokens of every level by themselves: finite, and not zero."""
@@ -237,7 +264,7 @@ class Audit:
         attack, whatever the draws; so what counts is the interval of the gain.
         """
         found = {
-            draws: self.adds_little(ENOUGH, "pgd", draws=draws)
+            draws: self.adds_little(ENOUGH, self.attack, draws=draws)
             for draws in (2 * self.threat.draws, 4 * self.threat.draws)
         }
         gains = "; ".join(f"{gain} with {draws}" for draws, (_, gain) in found.items())
@@ -246,7 +273,7 @@ class Audit:
 
     def redraw_gap(self) -> Gate:
         """Whether expectation does as much under fresh jitter as an attack that took one jitter for all."""
-        known, unknown = self.harms("pgd", knowledge="known"), self.harms("pgd")
+        known, unknown = self.harms(self.attack, knowledge="known"), self.harms(self.attack)
         gain = mean_interval(unknown - known)
         figure = f"{signed(*gain, digits=2)} % over an attack that knew one jitter"
         return Gate("expectation holds under fresh jitter", gain[2] >= 0, figure)

@@ -16,12 +16,12 @@ OWED = "owed to randomness"
 
 
 def ledger(audit: Audit) -> pd.DataFrame:
-    """What PGD does with more and more knowledge, as a part of the actions' range, with 95 % intervals: raw numbers.
+    """What the audited attack does with more and more knowledge, as a part of the actions' range, with 95 % intervals.
 
     Who does not know the jitter is measured under fresh draws of it, who knows or chooses it, under that one. The last
     line is what knowing adds to not knowing, in the same looks: what randomness alone protects.
     """
-    harms = {name: audit.harms("pgd", knowledge=name, fresh=name in ("off", "unknown")) for name in ARMS}
+    harms = {name: audit.harms(audit.attack, knowledge=name, fresh=name in ("off", "unknown")) for name in ARMS}
     lines = [_line(name, about, harms[name]) for name, about in ARMS.items()]
     lines.append(_line(OWED, "known less unknown", harms["known"] - harms["unknown"]))
     return pd.DataFrame(lines)

@@ -40,8 +40,9 @@ class Finding(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """How hard something was attacked."""
+    """How hard something was attacked, and by what."""
 
+    attack: str
     steps: int
     draws: int
 
@@ -63,24 +64,47 @@ class Audited(NamedTuple):
 class Attacked(NamedTuple):
     """A run of `attack`: of every policy and episode, success by size, the worst of all attacks up to that size.
 
-    `survived` has columns policy, suite_seed, episode, eps (0: clean), success, error; `identities` are by policy.
+    `survived` has columns policy, suite_seed, episode, eps (0: clean), success, error; `identities` are by policy, and
+    so are `efforts`: of attacks that can be audited, those that met all that others had left.
     """
 
     environment: str
     survived: pd.DataFrame
     identities: dict[str, str]
-    effort: Effort
+    efforts: dict[str, list[Effort]]
+
+    def gates(self, audits: Sequence[Audited], policy: str) -> list[str]:
+        """What speaks against the attacks on a policy."""
+        return gates(audits, self.environment, policy, self.identities[policy], self.efforts[policy])
 
 
-def gates(audits: Sequence[Audited], environment: str, policy: str, identity: str, effort: Effort) -> list[str]:
-    """What speaks against attacks of that effort on that policy: gates that failed, or that there is no such audit."""
+def gates(
+    audits: Sequence[Audited], environment: str, policy: str, identity: str, efforts: Sequence[Effort]
+) -> list[str]:
+    """What speaks against attacks of those efforts on that policy: gates that failed, or that there is no such audit.
+
+    Together, attacks are no weaker than the best audited of them; but an unfair one spoils what others did.
+    """
     own = [audit for audit in audits if (audit.environment, audit.policy) == (environment, policy)]
     if not own:
         return [f"no audit of {policy}"]
-    found = list(dict.fromkeys(gate for audit in own for gate in audit.failed))
-    if any(audit.identity != identity for audit in own):
+    by_attack = {
+        audit.effort.attack: [each for each in own if each.effort.attack == audit.effort.attack] for audit in own
+    }
+    amiss = [_against(audited, identity, efforts) for audited in by_attack.values()]
+    return list(dict.fromkeys([*min(amiss, key=len), *unfair([gate for found in amiss for gate in found])]))
+
+
+def _against(audits: Sequence[Audited], identity: str, efforts: Sequence[Effort]) -> list[str]:
+    """What speaks against one attack on one policy, by all audits of it."""
+    attack, policy = audits[0].effort.attack, audits[0].policy
+    found = [gate for audit in audits for gate in audit.failed]
+    if any(audit.identity != identity for audit in audits):
         found.append(f"audit of other weights of {policy}")
-    if any(audit.effort.steps > effort.steps or audit.effort.draws > effort.draws for audit in own):
+    taken = next((effort for effort in efforts if effort.attack == attack), None)
+    if taken is None:
+        found.append(f"not attacked by {attack}, which the audit of {policy} is of")
+    elif any(audit.effort.steps > taken.steps or audit.effort.draws > taken.draws for audit in audits):
         found.append(f"attacked with fewer steps or draws than the audit of {policy}")
     return found
 
@@ -120,11 +144,11 @@ def robust_findings(run: Attacked, audits: Sequence[Audited]) -> list[Finding]:
         kept, errors = int(met["success"].sum()), int(met["error"].sum())
         low, high = wilson(kept, len(met))
         broken = [f"{errors} episodes ended in errors"] * bool(errors)
-        failed = gates(audits, run.environment, policy, run.identities[policy], run.effort) + broken
+        failed = run.gates(audits, policy) + broken
         verdict = judge(low - ROBUST, high - ROBUST, 0.0, failed, broken + unfair(failed))
         figure = f"keeps {kept} of {len(met)} at {255 * size:g}/255 [{100 * low:.0f}, {100 * high:.0f}] %"
         promise = "keeps half of its success"
-        findings.append(Finding(promise, run.environment, policy, verdict, with_gates(figure, failed)))
+        findings.append(Finding(promise, run.environment, policy, verdict, with_gates(figure, verdict, failed)))
     return findings
 
 
@@ -173,9 +197,7 @@ def comparison_findings(run: Attacked, reference: str, audits: Sequence[Audited]
         if policy == reference:
             continue
         promise, gains = f"more robust than {reference}", more_robust(found, policy, reference)
-        support, refutation = (
-            gates(audits, environment, name, run.identities[name], run.effort) for name in (policy, reference)
-        )
+        support, refutation = (run.gates(audits, name) for name in (policy, reference))
         pair, broken = (
             found[found["policy"].isin([policy, reference]) & (found["eps"] > 0)],
             unfair(support + refutation),
@@ -191,7 +213,7 @@ def comparison_findings(run: Attacked, reference: str, audits: Sequence[Audited]
         mean, low, high = bounded_interval(gains, comparisons)
         figure = f"{signed(mean, low, high)} % of the sizes survived, {len(gains)} episodes"
         verdict = judge(low, high, MATTERS, support + broken, refutation + broken)
-        figure = with_gates(figure, support + refutation + broken)
+        figure = with_gates(figure, verdict, support + refutation + broken)
         findings.append(Finding(promise, environment, policy, verdict, figure))
     return findings
 
@@ -241,13 +263,13 @@ def _centre(
     failed, environment = list[str](), str(looks["environment"].iloc[0])
     for policy in policies:
         first = looks[looks["policy"] == policy].iloc[0]
-        effort = Effort(int(first["steps"]), int(first["draws"]))
-        failed += gates(audits, environment, policy, str(first["identity"]), effort)
+        effort = Effort(str(first.get("attack", "pgd")), int(first["steps"]), int(first["draws"]))
+        failed += gates(audits, environment, policy, str(first["identity"]), [effort])
     verdicts = {judge(low, high, 0.0, failed, failed) for _, low, high in intervals.values()}
     verdict = verdicts.pop() if len(verdicts) == 1 else INCONCLUSIVE
     gaps = "; ".join(f"equal {name} {signed(*interval)} %" for name, interval in intervals.items())
     less = ", less that of the control" if len(policies) > 1 else ""
-    figure = with_gates(f"outer less inner ring{less}: {gaps} of the actions' range", failed)
+    figure = with_gates(f"outer less inner ring{less}: {gaps} of the actions' range", verdict, failed)
     return Finding(promise, environment, policies[0], verdict, figure)
 
 
@@ -262,11 +284,13 @@ def jitter_findings(audits: Sequence[Audited]) -> list[Finding]:
             f"{signed(mean, low, high)} % of the actions' range, of the {100 * audit.known:.1f} % done by who knows it"
         )
         verdict = judge(low, high, PROTECTS * audit.known, audit.failed, audit.failed)
-        figure = with_gates(figure, audit.failed)
+        figure = with_gates(figure, verdict, audit.failed)
         findings.append(Finding(f"jitter protects ({OWED})", audit.environment, audit.policy, verdict, figure))
     return findings
 
 
-def with_gates(figure: str, failed: Sequence[str]) -> str:
-    """A figure, and what speaks against it."""
-    return f"{figure}; not passed: {', '.join(dict.fromkeys(failed))}" if failed else figure
+def with_gates(figure: str, verdict: str, failed: Sequence[str]) -> str:
+    """A figure, and what speaks against a verdict; against one that was reached nothing does that bears on it."""
+    if verdict != INCONCLUSIVE or not failed:
+        return figure
+    return f"{figure}; not passed: {', '.join(dict.fromkeys(failed))}"

@@ -14,9 +14,8 @@ import pandas as pd
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.episode import victim_of
 from mrvlm_sim.evaluation.moments import harm, redraws
-from mrvlm_sim.metrics.attacks import Threat, Victim, make_mask
+from mrvlm_sim.metrics.attacks import ATTACKS, Threat, Victim, make_mask
 from mrvlm_sim.metrics.attacks.base import Moment
-from mrvlm_sim.metrics.attacks.gradient import PGD
 from mrvlm_sim.metrics.statistics import mean_interval
 from mrvlm_sim.paths import make_parent, write_atomically
 from mrvlm_sim.seeding import generator
@@ -62,20 +61,25 @@ def energy_scale(pyramid: Pyramid, all_rings: Sequence[Ring]) -> np.ndarray:
 
 
 def ring_harms(
-    victim: Victim, moments: Sequence[Moment], threat: Threat, ring: Ring, scale: float, seed: int
+    victim: Victim, moments: Sequence[Moment], threat: Threat, ring: Ring, scale: float, seed: int, attack: str
 ) -> np.ndarray:
-    """What PGD in one ring does to the actions in every moment, (moments,)."""
+    """What an attack in one ring does to the actions in every moment, (moments,)."""
     sized = Threat(min(1.0, max(threat.eps * scale, 1 / 255)), threat.steps, threat.knowledge, threat.draws)
     mask, found = make_mask(f"ring@{ring[0]:g}-{ring[1]:g}"), []
     for index, moment in enumerate(moments):
-        attack = PGD(sized, victim, generator(seed, "rings", index, "attack"), mask)
-        attacked = attack(moment.frames, moment.observation)
+        made = ATTACKS[attack](sized, victim, generator(seed, "rings", index, "attack"), mask)
+        attacked = made(moment.frames, moment.observation)
         found.append(harm(victim, moment, attacked, redraws(victim, moment, REDRAWS, index)))
     return np.array(found)
 
 
 def ring_looks(
-    policies: Mapping[str, object], looks: Mapping[str, Sequence[Moment]], threat: Threat, fovy: float, seed: int
+    policies: Mapping[str, object],
+    looks: Mapping[str, Sequence[Moment]],
+    threat: Threat,
+    fovy: float,
+    seed: int,
+    attack: str,
 ) -> pd.DataFrame:
     """One line per policy, normalisation, ring and look: the harm done there, a part of the actions' range."""
     lines = []
@@ -87,7 +91,7 @@ def ring_looks(
             scales = energy_scale(pyramid, found) if normalisation == "energy" else np.ones(len(found))
             for ring, scale in zip(found, scales.tolist(), strict=True):
                 line = {"policy": name, "normalisation": normalisation, "inner": ring[0], "outer": ring[1]}
-                harms = ring_harms(victim, looks[name], threat, ring, scale, seed)
+                harms = ring_harms(victim, looks[name], threat, ring, scale, seed, attack)
                 lines += [{**line, "eps": threat.eps * scale, "look": i, "harm": harm} for i, harm in enumerate(harms)]
     return pd.DataFrame(lines)
 

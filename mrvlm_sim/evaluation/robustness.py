@@ -19,7 +19,7 @@ from mrvlm_sim.evaluation.store import read_episodes, read_parts
 from mrvlm_sim.evaluation.tables import in_percent, paired, signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge
 from mrvlm_sim.metrics.attacks.directed import adversary_card, load_adversary
-from mrvlm_sim.metrics.statistics import compare_paired, wilson
+from mrvlm_sim.metrics.statistics import compare_paired, time_to_failure, wilson
 from mrvlm_sim.paths import write_atomically
 
 CLEAN = Condition(source="sensor")
@@ -150,10 +150,11 @@ def robustness_table(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, A
     """One line per policy and condition, and one per policy and size for the worst of all attacks up to that size.
 
     Numbers are raw: rates in [0, 1]; `deviation` of the actions as a part of their range, mean over looks; `drop` is
-    clean minus attacked on the same episodes; `steps` until success, or the end; passes of single observations in every
-    episode. An episode succeeds under the worst of all if it did when clean, and under every attack that it met of this
-    size or less, as who may change so much may change less, or nothing; there is no such line while an episode that was
-    not lost is not attacked by so much. `errors` counts those that ended in one, which is no success.
+    clean minus attacked on the same episodes; `steps` until success, or the end; `to_failure` the mean time to failure
+    in steps, of a policy that is set its task again and again; passes of single observations in every episode. An
+    episode succeeds under the worst of all if it did when clean, and under every attack that it met of this size or
+    less, as who may change so much may change less, or nothing; there is no such line while an episode that was not
+    lost is not attacked by so much. `errors` counts those that ended in one, which is no success.
     """
     lines, sized = [], with_sizes(rows, conditions)
     for policy in dict.fromkeys(rows["policy"]):
@@ -180,8 +181,12 @@ def worst_up_to(rows: pd.DataFrame, size: float) -> pd.DataFrame | None:
     None if episodes that it did not lose so far were not attacked by so much: what that leaves is unknown.
     """
     worst = worst_of(rows[rows["size"] <= size])
-    met = episodes_of(rows[rows["size"] == size])
-    return worst if episodes_of(worst[worst["success"]]) <= met else None
+    return worst if all_met(worst, rows[rows["size"] == size]) else None
+
+
+def all_met(worst: pd.DataFrame, rows: pd.DataFrame) -> bool:
+    """Whether all that the worst of all left is among the rows."""
+    return episodes_of(worst[worst["success"]]) <= episodes_of(rows)
 
 
 def worst_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -208,6 +213,8 @@ def _line(policy: str, condition: str, size: float, rows: pd.DataFrame, clean: p
         line |= {"drop": compared.difference, "drop_low": compared.low, "drop_high": compared.high}
     means = rows[["action_deviation", "steps", "forwards", "backwards"]].mean().to_dict()
     line["errors"] = int((rows["error"] != "").sum())
+    lasts = time_to_failure(float(rows["steps"].sum()), n - k - line["errors"])
+    line |= dict(zip(("to_failure", "to_failure_low", "to_failure_high"), lasts, strict=True))
     return line | {"deviation" if name == "action_deviation" else name: value for name, value in means.items()}
 
 
@@ -226,12 +233,17 @@ def pretty_robustness(table: pd.DataFrame) -> pd.DataFrame:
                 "drop": drop,
                 "action deviation %": f"{100 * line['deviation']:.1f}" if attacked else "-",
                 "steps": f"{line['steps']:.0f}",
+                "steps to a failure": _lasting(*(line[f"to_failure{end}"] for end in ("", "_low", "_high"))),
                 "forwards": f"{line['forwards']:.0f}" if attacked else "-",
                 "backwards": f"{line['backwards']:.0f}" if attacked else "-",
                 "errors": str(line["errors"]),
             }
         )
     return pd.DataFrame(shown)
+
+
+def _lasting(mean: float, low: float, high: float) -> str:
+    return f"{mean:.0f} [{low:.0f}, {high:.0f}]" if np.isfinite(mean) else f"over {low:.0f}"
 
 
 def write_robustness(folder: Path) -> pd.DataFrame:

@@ -1,14 +1,17 @@
 """Runs of attacks, audits and rings read together, and the report of what they leave of the promises."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mrvlm_sim.agents.registry import short_identity
 from mrvlm_sim.errors import UserError, unknown_name
+from mrvlm_sim.evaluation.audit import JUDGED
 from mrvlm_sim.evaluation.cascade import with_sizes
+from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.promises import (
     Attacked,
@@ -20,7 +23,7 @@ from mrvlm_sim.evaluation.promises import (
     robust_findings,
 )
 from mrvlm_sim.evaluation.rings import LOOKS
-from mrvlm_sim.evaluation.robustness import attack_sizes, worst_up_to
+from mrvlm_sim.evaluation.robustness import all_met, attack_sizes, worst_up_to
 from mrvlm_sim.evaluation.store import planned_keys, read_episodes, read_parts
 from mrvlm_sim.metrics.statistics import wilson
 from mrvlm_sim.paths import make_parent, write_atomically
@@ -37,19 +40,40 @@ def read_attacked(folder: Path) -> Attacked:
     rows, conditions = read_episodes(folder), read_parts(folder, "condition")
     if missing := len(planned_keys(folder)) - len(rows):
         raise UserError(f"{missing} episodes of {folder} are missing; run the same attack again, which goes on")
-    attacks = [condition for condition in conditions.values() if condition["attack"] is not None]
-    if not attacks:
+    if all(condition["attack"] is None for condition in conditions.values()):
         raise UserError(f"{folder} is a run without attacks; give runs of mrvlm-sim attack")
     rows = with_sizes(rows.assign(error=rows["error"] != ""), conditions)
-    found = [rows[rows["size"] == 0].assign(eps=0.0)]
+    found, efforts = [rows[rows["size"] == 0].assign(eps=0.0)], dict[str, list[Effort]]()
     for policy in dict.fromkeys(rows["policy"]):
-        worst = {size: worst_up_to(rows[rows["policy"] == policy], size) for size in attack_sizes(rows)}
+        own = rows[rows["policy"] == policy]
+        worst = {size: worst_up_to(own, size) for size in attack_sizes(rows)}
         found += [left.assign(eps=size) for size, left in worst.items() if left is not None]
+        efforts[policy] = efforts_on(own, worst, conditions)
     survived = pd.concat([part[COLUMNS] for part in found], ignore_index=True)
-    gradients = [each for each in attacks if each["attack"] == "pgd"] or attacks
-    effort = Effort(min(int(each["steps"]) for each in gradients), min(int(each.get("draws", 4)) for each in gradients))
     identities = {name: short_identity(each["identity"]) for name, each in read_parts(folder, "policy").items()}
-    return Attacked(str(rows["environment"].iloc[0]), survived, identities, effort)
+    return Attacked(str(rows["environment"].iloc[0]), survived, identities, efforts)
+
+
+def efforts_on(
+    rows: pd.DataFrame, worst: Mapping[float, pd.DataFrame | None], conditions: Mapping[str, Mapping[str, Any]]
+) -> list[Effort]:
+    """Of attacks on one policy that can be audited, and that at every size met all that the worst of all left, how hard
+    they were at the least; rows are `with_sizes`.
+    """
+    found, made = [], {name: Condition(**described) for name, described in conditions.items()}
+    for attack in JUDGED:
+        audited = {name: each for name, each in made.items() if each.attack == attack and _as_audited(each)}
+        own = rows[rows["condition"].isin(audited)]
+        complete = all(left is not None and all_met(left, own[own["size"] == size]) for size, left in worst.items())
+        taken = [audited[name] for name in own["condition"].unique()]
+        if taken and complete:
+            found.append(Effort(attack, min(each.steps for each in taken), min(each.draws for each in taken)))
+    return found
+
+
+def _as_audited(condition: Condition) -> bool:
+    """Whether audits are of such: on the whole frame, by the policy's own gradients, its jitter not known."""
+    return (condition.knowledge, condition.region, condition.surrogate) == ("unknown", "frame", None)
 
 
 def read_audit(folder: Path) -> Audited:
@@ -62,8 +86,8 @@ def read_audit(folder: Path) -> Audited:
         raise UserError(f"no audit in {folder}; make one: mrvlm-sim audit --env ENV --policy POLICY --output {folder}")
     rows, table = read_episodes(folder), pd.read_csv(folder / "audit.csv", keep_default_na=False)
     policy = next(name for name in dict.fromkeys(rows["policy"]) if name != "random")
-    attacks = [each for each in read_parts(folder, "condition").values() if each["attack"] == "pgd"]
-    effort = Effort(int(attacks[0]["steps"]), int(attacks[0].get("draws", 4)))
+    attacks = [Condition(**each) for each in read_parts(folder, "condition").values() if each["attack"] in JUDGED]
+    effort = Effort(str(attacks[0].attack), attacks[0].steps, attacks[0].draws)
     ledger = pd.read_csv(folder / "ledger.csv").set_index("attacker")
     mean, low, high = ledger.loc[OWED, ["harm", "low", "high"]]
     return Audited(

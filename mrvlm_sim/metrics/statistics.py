@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 
@@ -31,6 +31,30 @@ def wilson(successes: int, attempts: int, confidence: float = CONFIDENCE) -> tup
 
     interval = binomtest(int(successes), int(attempts)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def time_to_failure(time: float, failures: int, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Mean time to failure, (mean, low, high), of what ran for some time in all and failed so often.
+
+    The exact interval of a constant rate of failure in a test that is ended by time (Epstein and Sobel, 1953; Garwood,
+    1936). Without failures, mean and high are infinite.
+
+    Raises:
+        ValueError: time or failures are negative.
+
+    >>> mean, low, high = time_to_failure(1000, 4)
+    >>> f"{mean:.0f} {low:.0f} {high:.0f}"
+    '250 98 918'
+    """
+    if time < 0 or failures < 0:
+        raise ValueError(f"time and failures must be at least 0, not {time} and {failures}")
+    from scipy.stats import chi2
+
+    tail = (1 - confidence) / 2
+    low = 2 * time / float(chi2.ppf(1 - tail, 2 * failures + 2))
+    if failures == 0:
+        return inf, low, inf
+    return time / failures, low, 2 * time / float(chi2.ppf(tail, 2 * failures))
 
 
 @dataclass(frozen=True)
