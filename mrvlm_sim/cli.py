@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from mrvlm_sim import __version__
 from mrvlm_sim.commands import acuity, attacking, evaluating, looking, runs, training
 from mrvlm_sim.errors import UserError
 
@@ -29,7 +29,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 def show_version(asked: bool) -> None:
     """Print the version and end, if that was asked for."""
     if asked:
-        print(f"mrvlm-sim {version('mrvlm-sim')}")
+        print(f"mrvlm-sim {__version__}")
         raise typer.Exit
 
 

@@ -160,6 +160,19 @@ def test_readers_are_told(plan: Callable[[int], Plan], tmp_path: Path) -> None:
     told = (tmp_path / "run" / "table.md").read_text()
     assert "attacked until broken: single attacks may not have met the episodes that others had broken" in told
     assert "was not run for" not in told
+    assert "left to" not in told
+
+
+def test_what_was_stopped_between_two_attacks_is_not_taken_for_finished(
+    plan: Callable[[int], Plan], tmp_path: Path
+) -> None:
+    """Only what was begun is planned, so that nothing of it is missing."""
+    carry_out(plan(3), tmp_path / "run")
+    carry_out(plan(5), tmp_path / "run", stop_after=4)
+    told = (tmp_path / "run" / "table.md").read_text()
+    assert "2 episodes are left to features 4/255; the same command runs them" in told
+    carry_out(plan(5), tmp_path / "run")
+    assert "left to" not in (tmp_path / "run" / "table.md").read_text()
 
 
 def test_sizes_that_one_policy_never_met_are_not_taken_for_broken(plan: Callable[[int], Plan], tmp_path: Path) -> None:

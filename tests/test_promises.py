@@ -149,8 +149,12 @@ class TestMoreRobust:
 
     def test_what_was_attacked_otherwise_is_not_compared(self) -> None:
         run = attacked(pyramid=[[1] * 6, [1] * 6], uniform=[[1] * 6, [1] * 6, [0] * 6])
-        with pytest.raises(UserError, match="not attacked in the same episodes at the same sizes"):
+        with pytest.raises(UserError, match=r"not attacked at the same sizes: only one of them at 8/255"):
             comparison_findings(run, "uniform", PASSED, 1)
+
+    def test_episodes_that_only_one_of_them_met_are_left_out(self) -> None:
+        run = attacked(pyramid=[[1] * 30, [1] * 30], uniform=[[1] * 20, [0] * 20])
+        assert more_robust(run.survived, "pyramid", "uniform").tolist() == [1] * 20
 
     def verdict(self, run: Attacked, audits: Sequence[Audited] = PASSED, reference: str = "uniform") -> tuple[str, str]:
         finding = comparison_findings(run, reference, audits, 1)[0]

@@ -165,15 +165,15 @@ def more_robust(found: pd.DataFrame, policy: str, reference: str) -> np.ndarray:
     The difference in the share of sizes, -1 to 1, of every such episode.
 
     Raises:
-        UserError: they were not attacked in the same episodes at the same sizes.
+        UserError: they were not attacked at the same sizes.
     """
-    cells = [
-        set(map(tuple, found.loc[found["policy"] == name, ["suite_seed", "episode", "eps"]].to_numpy().tolist()))
-        for name in (policy, reference)
+    sizes = [
+        {f"{255 * eps:g}/255" for eps in found.loc[found["policy"] == name, "eps"]} for name in (policy, reference)
     ]
-    if cells[0] != cells[1]:
+    if different := sizes[0] ^ sizes[1]:
         raise UserError(
-            f"{policy} and {reference} were not attacked in the same episodes at the same sizes; run attack for both"
+            f"{policy} and {reference} were not attacked at the same sizes: only one of them at "
+            f"{', '.join(sorted(different))}; run attack for both"
         )
     both = found[solved(found, policy) & solved(found, reference) & (found["eps"] > 0)]
     ours, theirs = (

@@ -55,14 +55,20 @@ def run_notes(folder: Path) -> list[str]:
 def _untouched(
     planned: Sequence[Key], rows: pd.DataFrame, folder: Path, sessions: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """Conditions that were not run for some policies, unless all their episodes were broken before."""
+    """Conditions that were not run for some policies, or for some of what --until-broken had to leave."""
     until_broken = any(session.get("until_broken") for session in sessions)
+    policies = dict.fromkeys(key.policy for key in planned)
     pairs, conditions, notes = {(key.policy, key.condition) for key in planned}, read_parts(folder, "condition"), []
     for condition, described in conditions.items():
-        names = [name for name in dict.fromkeys(key.policy for key in planned) if (name, condition) not in pairs]
+        names = [name for name in policies if (name, condition) not in pairs]
         if until_broken:
-            left = episodes_of(rows) - lost(rows, conditions, attack_size(described))
-            names = [name for name in names if any(policy == name for policy, *_ in left)]
+            met = episodes_of(rows[rows["condition"] == condition])
+            left = Counter(
+                name for name, *_ in episodes_of(rows) - lost(rows, conditions, attack_size(described)) - met
+            )
+            names = [name for name in names if left[name]]
+            if unmet := sum(left[name] for name in policies if (name, condition) in pairs):
+                notes.append(f"{unmet} episodes are left to {condition}; the same command runs them")
         if names:
             notes.append(f"{condition} was not run for {', '.join(names)}")
     return notes
