@@ -17,11 +17,12 @@ from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.agents.trained import TrainedPolicy, load_trained
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.audit import JUDGED, Audit, Gate, audit_table, closed_loop_gates, verdict
+from mrvlm_sim.evaluation.audit import JUDGED, Audit
+from mrvlm_sim.evaluation.gates import UNFAIR, Gate, audit_table, closed_loop_gates, loop_bound_gate, told, verdict
 from mrvlm_sim.evaluation.ledger import OWED, ledger, pretty_ledger
 from mrvlm_sim.evaluation.moments import sample_moments
 from mrvlm_sim.evaluation.robustness import WORST
-from mrvlm_sim.metrics.attacks import Threat
+from mrvlm_sim.metrics.attacks import Attack, Threat
 from mrvlm_sim.metrics.statistics import mean_interval
 
 pytestmark = pytest.mark.slow
@@ -44,15 +45,15 @@ class Hiding(TrainedPolicy):
 class TestGates:
     @pytest.mark.parametrize("attack", JUDGED)
     def test_an_honest_policy_passes(self, tiny: TrainedPolicy, attack: str) -> None:
-        gates = audited(tiny, attack=attack).run([])
-        assert [gate.name for gate in gates if not gate.passed] == []
+        gates = audited(tiny, attack=attack).run()
+        assert [(gate.name, gate.word) for gate in gates if not gate.passed] == [("direct over transfer", "open")]
         assert f"{attack.upper()} over FGSM" in [gate.name for gate in gates]
         levels = [gate for gate in gates if gate.name.startswith("gradients reach level")]
         assert len(levels) == 3
 
     def test_a_defence_that_only_hides_its_gradients_is_found_out(self, tiny: TrainedPolicy) -> None:
         hiding = Hiding(tiny.card, tiny.network, tiny.device)
-        gates = {gate.name: gate.passed for gate in audited(hiding).run([])}
+        gates = {gate.name: gate.passed for gate in audited(hiding).run()}
         assert not gates["white box over black box"]
         assert gates["eps 0 is clean, to the bit"]
         assert gates["bound and range, on what is fed"]
@@ -77,10 +78,11 @@ class TestGates:
         assert names == ["gradients are finite", "gradients reach level 2 of wrist"]
 
     @pytest.mark.parametrize(
-        ("gain", "passed"), [([0.02] * 6, False), ([0.0] * 6, True), ([0.3, -0.2, 0.2, -0.3, 0.3, -0.1], True)]
+        ("gain", "passed"),
+        [([0.02] * 6, False), ([0.0] * 6, True), ([0.2, -0.1, 0.1, -0.2, 0.2, -0.1], True), ([0.8, -0.7] * 3, None)],
     )
     def test_more_draws_may_do_no_more_but_by_luck(
-        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch, gain: list[float], passed: bool
+        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch, gain: list[float], passed: bool | None
     ) -> None:
         few, audit = np.full(6, 0.5), audited(tiny)
         monkeypatch.setattr(audit, "harms", lambda _, draws=THREAT.draws: few + np.multiply(gain, draws > THREAT.draws))
@@ -97,6 +99,17 @@ class TestGates:
         found = {(judged, THREAT.steps): np.full(6, 0.5), ("apgd", 2 * THREAT.steps): 0.5 + gain + luck}
         monkeypatch.setattr(audit, "harms", lambda attack, steps=THREAT.steps: found[attack, steps])
         assert audit.converged().passed is passed
+
+    def test_attacks_that_do_more_than_they_may_are_found_out(
+        self, tiny: TrainedPolicy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A base class that is off by one sensor value."""
+        held = Attack._held
+        monkeypatch.setattr(Attack, "_held", lambda *given: held(*given) ^ 1)
+        audit = audited(tiny, 4)
+        audit.harms("pgd")
+        assert audit.excess == 1
+        assert not audit.nothing().passed
 
     def test_what_is_weaker_beyond_its_interval_fails(self, tiny: TrainedPolicy) -> None:
         audit = audited(tiny)
@@ -149,7 +162,7 @@ class TestLooks:
 def lines(*rates: tuple[str, float, float, float]) -> pd.DataFrame:
     """Attack, eps, rate and lower limit."""
     columns = ["attack", "eps", "rate", "low"]
-    return pd.DataFrame(rates, columns=columns).assign(k=1, n=10, errors=0)
+    return pd.DataFrame(rates, columns=columns).assign(k=1, n=10, errors=0, to_failure=90.0)
 
 
 class TestWholeEpisodes:
@@ -159,11 +172,24 @@ class TestWholeEpisodes:
         )
         gates = closed_loop_gates(table, 0.0)
         assert [gate.passed for gate in gates] == [True, True, True]
-        assert "fails in 60 % of episodes at 4/255" in gates[-1].figure
+        assert gates[-1].figure == "after 90 steps; fails in 60 % of episodes at 4/255 (pgd)"
+
+    def test_who_attacks_all_the_time_and_does_nothing_has_no_attack(self) -> None:
+        table = lines(("clean", 0, 0.6, 0.4), ("pgd", 4 / 255, 0.7, 0.5))
+        assert closed_loop_gates(table, 0.0)[-1].passed is False
+        assert closed_loop_gates(table.assign(rate=0.6), 0.0)[-1].passed is True
+
+    def test_no_frame_of_an_episode_may_be_changed_by_more_than_the_bound(self) -> None:
+        conditions = {"clean": {"attack": None, "eps": 0.0}, "pgd": {"attack": "pgd", "eps": 4 / 255}}
+        rows = pd.DataFrame({"condition": ["clean", "pgd", "pgd"], "largest_change": [0, 4, 3]})
+        assert loop_bound_gate(rows, conditions).passed is True
+        broken = loop_bound_gate(rows.assign(largest_change=[0, 4, 5]), conditions)
+        assert (broken.passed, broken.name in UNFAIR) == (False, True)
+        assert loop_bound_gate(rows[:1], conditions).word == "not run"
 
     def test_they_fail_when_much_is_left(self) -> None:
         table = lines(("clean", 0, 1.0, 0.7), ("pgd", 0.5, 0.9, 0.6), ("pgd", 1.0, 0.3, 0.1))
-        assert [gate.passed for gate in closed_loop_gates(table, 0.1)] == [False, False, False]
+        assert [gate.passed for gate in closed_loop_gates(table, 0.1)] == [False, False, None]
 
     def test_what_a_smaller_attack_broke_is_no_strength_of_one_without_bound(self) -> None:
         table = lines(
@@ -178,8 +204,13 @@ class TestWholeEpisodes:
 
     def test_what_was_not_run_is_said(self) -> None:
         gates = closed_loop_gates(lines(("clean", 0, 1.0, 0.7)), 0.0)
-        assert [gate.passed for gate in gates] == [None, None, False]
-        assert audit_table(gates)[""].tolist() == ["not run", "not run", "FAIL"]
+        assert audit_table(gates)[""].tolist() == ["not run", "not run", "not run"]
+
+
+@pytest.mark.parametrize(("low", "passed"), [(0.1, True), (-0.4, True), (-0.6, None)])
+def test_a_gate_passes_only_on_enough_looks(low: float, passed: bool | None) -> None:
+    assert told(False, -low, 1.0) is passed
+    assert told(True, -low, 1.0) is False
 
 
 def test_a_claim_needs_every_gate() -> None:

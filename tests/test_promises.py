@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.audit import UNFAIR
+from mrvlm_sim.evaluation.gates import UNFAIR
 from mrvlm_sim.evaluation.promises import (
     INCONCLUSIVE,
     REFUTED,
@@ -37,7 +37,7 @@ EFFORT = Effort("apgd", 20, 4)
 
 
 def audit(policy: str, *failed: str, **changes: object) -> Audited:
-    return Audited("reach", policy, "w", EFFORT, failed, 0.2, (0.0, 0.0, 0.0))._replace(**changes)
+    return Audited("reach", policy, "w", EFFORT, 4 / 255, failed, 0.2, (0.0, 0.0, 0.0))._replace(**changes)
 
 
 PASSED = [audit("pyramid"), audit("uniform")]
@@ -61,7 +61,9 @@ def attacked(**sizes: Sequence[Sequence[int]]) -> Attacked:
             for episode, won in enumerate(wins)
         ]
     )  # fmt: skip
-    return Attacked("reach", survived, dict.fromkeys(sizes, "w"), {name: [EFFORT] for name in sizes})
+    return Attacked(
+        "reach", survived, dict.fromkeys(sizes, "w"), {name: [EFFORT] for name in sizes}, {name: [] for name in sizes}
+    )
 
 
 class TestJudge:

@@ -132,29 +132,34 @@ def audit(
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
 ) -> None:
-    """Are the attacks on a policy as strong as they should be? Every gate passes, fails, or was not run.
+    """Are the attacks on a policy as strong as they should be? Every gate passes, fails, is open, or was not run.
 
     A claim of robustness whose gates do not all pass is inconclusive.
     """
-    from mrvlm_sim.agents.registry import policy_name
-    from mrvlm_sim.evaluation.audit import Audit, audit_table, check_judged, closed_loop_gates, verdict
+    from mrvlm_sim.agents.registry import load_policy, policy_name
+    from mrvlm_sim.evaluation.audit import Audit
     from mrvlm_sim.evaluation.evaluate import Evaluation
+    from mrvlm_sim.evaluation.gates import audit_table, closed_loop_gates, loop_bound_gate, verdict
     from mrvlm_sim.evaluation.ledger import ledger, pretty_ledger
     from mrvlm_sim.evaluation.robustness import attack_conditions, write_robustness
     from mrvlm_sim.evaluation.runs import Plan
+    from mrvlm_sim.evaluation.store import read_episodes, read_parts
+    from mrvlm_sim.evaluation.verdicts import check_audited_by
     from mrvlm_sim.metrics.attacks import Threat
     from mrvlm_sim.paths import write_atomically
 
     size = parse_fraction(eps)
-    conditions = attack_conditions([check_judged(attack), "features"], [size, 0.5, 1.0], steps, draws)
+    threat = Threat(size, steps, draws=draws)
+    examined = Audit(load_policy(policy), env, threat, looks, seed, attack, surrogate or [])
+    conditions = attack_conditions([attack, "features"], [size, 0.5, 1.0], steps, draws)
     plan = Plan(env, (policy, "random"), tuple(conditions), seed, episodes)
-    policies, problems = plan.load()
+    _, problems = plan.load()
     if problems:
         raise UserError("\n".join(problems.values()))
-    examined = Audit(policies[policy_name(policy)], env, Threat(size, steps, draws=draws), looks, seed, attack)
+    check_audited_by(output, attack)
     run = Evaluation(plan, output, workers)
     console.print(f"comparing attacks on {looks} looks")
-    gates, randomness = examined.run(surrogate or []), ledger(examined)
+    gates, randomness = examined.run(), ledger(examined)
     interrupted = run_with_progress(run)
     run.finish()
     if interrupted:
@@ -162,6 +167,7 @@ def audit(
     table, name = write_robustness(run.folder), policy_name(policy)
     chance = float(table.loc[table["policy"] == "random", "rate"].iloc[0])
     gates += closed_loop_gates(table[table["policy"] == name], chance)
+    gates.append(loop_bound_gate(read_episodes(run.folder), read_parts(run.folder, "condition")))
     shown = audit_table(gates)
     write_atomically(run.folder / "audit.csv", shown.to_csv(index=False))
     owed = pretty_ledger(randomness)
@@ -229,11 +235,17 @@ def verdicts(
         str | None,
         typer.Option(help="Policy among the rings that only averages the frame down; others are held to it."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for tables and picture.")] = Path("results/robustness"),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for tables and picture; default: results/runs/verdicts.")
+    ] = None,
 ) -> None:
     """What attacks, audits and rings together leave of the promises: supported, refuted or inconclusive."""
     from mrvlm_sim.evaluation.verdicts import write_verdicts
+    from mrvlm_sim.paths import runs_folder
 
-    found = write_verdicts(output, attacked, audit or [], rings or [], reference, control, policy or [])
+    if control is not None and not rings:
+        raise UserError(f"--control {control} is what rings are held to; give --rings, or leave it out")
+    folder = output or runs_folder() / "verdicts"
+    found = write_verdicts(folder, attacked, audit or [], rings or [], reference, control, policy or [])
     print_table(found, "promises of robustness")
-    console.print(f"results: {output}")
+    console.print(f"results: {folder}")

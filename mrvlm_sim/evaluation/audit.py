@@ -2,16 +2,17 @@
 
 After Carlini et al., "On evaluating adversarial robustness" (2019) and Tramer et al., "On adaptive attacks to
 adversarial example defenses" (2020). Attacks are compared on single looks of clean episodes, by how far they move the
-actions (`harm`), with paired 95 % intervals; a gate that cannot tell passes.
+actions (`harm`), with paired 95 % intervals. A gate fails if it is sure to; it passes only if the looks were enough to
+see half of the harm.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,8 +20,8 @@ from mrvlm_sim.agents.policy import Policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
+from mrvlm_sim.evaluation.gates import BOUND, NOTHING, Gate, told
 from mrvlm_sim.evaluation.moments import harm, redraws, sample_moments
-from mrvlm_sim.evaluation.robustness import WORST
 from mrvlm_sim.evaluation.tables import signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat
 from mrvlm_sim.metrics.attacks.base import Moment, Origins, tensors
@@ -29,23 +30,12 @@ from mrvlm_sim.metrics.attacks.objectives import Deviation
 from mrvlm_sim.metrics.statistics import mean_interval
 from mrvlm_sim.seeding import generator
 from mrvlm_sim.sim.suite_env import Observation
-from mrvlm_sim.wrappers.tokens import Frames
 
-NOTHING, BOUND = "eps 0 is clean, to the bit", "bound and range, on what is fed"
-UNFAIR = (NOTHING, BOUND)  # gates: where they fail, attacks do more than they may
 REDRAWS = 20  # fresh jitters under which harm is measured
 ENOUGH = 0.01  # of the harm: what more draws may still add
 CONVERGED = 0.1  # of the harm: what a better attack may still add
 AGREES = 0.05  # of the slope: what finite differences may be off by
 RESTARTS = 3
-
-
-class Gate(NamedTuple):
-    """One item of the audit; `passed` is None if it was not run."""
-
-    name: str
-    passed: bool | None
-    figure: str
 
 
 @dataclass(frozen=True)
@@ -97,12 +87,19 @@ class Audit:
     """Of one attack on one policy in one environment at one size.
 
     Raises:
-        UserError: the policy gives no gradients, so that there is nothing to audit white-box attacks on; or the attack
-            is none of those that can be audited.
+        UserError: the policy gives no gradients, so that there is nothing to audit white-box attacks on; the attack is
+            none of those that can be audited; or a surrogate is no policy that could be attacked in its place.
     """
 
     def __init__(
-        self, policy: Policy, environment: str, threat: Threat, moments: int, seed: int = 0, attack: str = "apgd"
+        self,
+        policy: Policy,
+        environment: str,
+        threat: Threat,
+        moments: int,
+        seed: int = 0,
+        attack: str = "apgd",
+        surrogates: Sequence[str] = (),
     ) -> None:
         if not isinstance(policy, DifferentiablePolicy):
             name = type(policy).__name__
@@ -111,6 +108,7 @@ class Audit:
             )
         self.victim, self.threat, self.seed, self.attack = victim_of(policy), threat, seed, check_judged(attack)
         self.environment, self.policy, self.count = environment, policy, moments
+        self.surrogates = {name: surrogate_of(name, self.victim) for name in surrogates}
         self._harms: dict[Setting, np.ndarray] = {}
         self.excess = -255  # of the largest change over its bound, in sensor values
 
@@ -139,9 +137,9 @@ class Audit:
         if setting.surrogate is None:
             return kind(setting.threat, victim, rng)
         assert issubclass(kind, GradientAttack)
-        return kind(setting.threat, victim, rng, surrogate=surrogate_of(setting.surrogate, victim))
+        return kind(setting.threat, victim, rng, surrogate=self.surrogates[setting.surrogate])
 
-    def run(self, surrogates: Sequence[str]) -> list[Gate]:
+    def run(self) -> list[Gate]:
         """All gates that need no episodes."""
         name = self.attack
         own: tuple[str, Mapping] = (name, {})
@@ -161,10 +159,7 @@ class Audit:
             self.not_weaker("white box over black box", own, ("square", {})),
             self.not_weaker("direct over transfer, jitter off", own, (name, {"knowledge": "off"})),
             self.not_weaker("mean over jitter over each jitter", own, (EACH.format(name), {})),
-            *(
-                self.not_weaker(f"direct over transfer from {other}", own, (name, {"surrogate": other}))
-                for other in surrogates
-            ),
+            *self.transfers(),
             self.enough_draws(),
             self.redraw_gap(),
             self.nothing(),
@@ -174,11 +169,9 @@ class Audit:
     def nothing(self) -> Gate:
         """An attack of size 0 is the clean frame, to the bit."""
 
-        class Nothing(Attack):
-            def propose(self, frames: Frames, observation: Observation) -> Frames:
-                return {camera: frame / 255 for camera, frame in frames.items()}
-
-        attack = Nothing(self.threat, self.victim, np.random.default_rng(0))
+        attack = self._attack(Setting(self.attack, self.threat), np.random.default_rng(0))
+        attack.threat = copy(self.threat)
+        object.__setattr__(attack.threat, "eps", 0.0)  # which no threat that is asked for may have
         same = [
             np.array_equal(attack(moment.frames, moment.observation)[camera], frame)
             for moment in self.moments
@@ -186,18 +179,29 @@ class Audit:
         ]
         return Gate(NOTHING, all(same), f"{sum(same)} of {len(same)} frames")
 
+    def transfers(self) -> list[Gate]:
+        """Whether what is found on other policies does no more than what is found on this one."""
+        own = (self.attack, dict[str, Any]())
+        if not self.surrogates:
+            return [Gate("direct over transfer", None, "from no other policy; name one: --surrogate")]
+        return [
+            self.not_weaker(f"direct over transfer from {other}", own, (self.attack, {"surrogate": other}))
+            for other in self.surrogates
+        ]
+
     def not_weaker(self, name: str, strong: tuple[str, Mapping], weak: tuple[str, Mapping]) -> Gate:
         """Whether one attack does at least as much as another, as far as the moments can tell."""
         stronger, weaker = (self.harms(attack, **how) for attack, how in (strong, weak))
         gain = mean_interval(stronger - weaker)
         figure = f"{signed(*gain, digits=2)} % of the actions' range"
-        return Gate(name, gain[2] >= 0, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
+        passed = told(gain[2] < 0, -gain[1], float(stronger.mean()))
+        return Gate(name, passed, f"{figure}; {100 * stronger.mean():.2f} and {100 * weaker.mean():.2f}")
 
-    def adds_little(self, share: float, attack: str, **how: Any) -> tuple[bool, str]:
+    def adds_little(self, share: float, attack: str, **how: Any) -> tuple[bool | None, str]:
         """Whether an attack adds at most a share of what the audited one does, as far as moments tell; and how much."""
         taken = self.harms(self.attack)
-        gain = mean_interval(self.harms(attack, **how) - taken)
-        return gain[1] <= share * float(taken.mean()), f"{signed(*gain, digits=2)} %"
+        gain, done = mean_interval(self.harms(attack, **how) - taken), float(taken.mean())
+        return told(gain[1] > share * done, gain[2], done), f"{signed(*gain, digits=2)} %"
 
     def converged(self) -> Gate:
         """Whether APGD, whose steps adapt, adds at most a tenth with twice as many of them."""
@@ -269,50 +273,14 @@ class Audit:
         }
         gains = "; ".join(f"{gain} with {draws}" for draws, (_, gain) in found.items())
         figure = f"{self._taken()} % with the {self.threat.draws} that were taken; {gains}"
-        return Gate("enough draws of the jitter", all(passed for passed, _ in found.values()), figure)
+        passed = [passed for passed, _ in found.values()]
+        worst = min(passed, key=[False, None, True].index)
+        return Gate("enough draws of the jitter", worst, figure)
 
     def redraw_gap(self) -> Gate:
         """Whether expectation does as much under fresh jitter as an attack that took one jitter for all."""
         known, unknown = self.harms(self.attack, knowledge="known"), self.harms(self.attack)
         gain = mean_interval(unknown - known)
         figure = f"{signed(*gain, digits=2)} % over an attack that knew one jitter"
-        return Gate("expectation holds under fresh jitter", gain[2] >= 0, figure)
-
-
-def closed_loop_gates(table: pd.DataFrame, chance: float) -> list[Gate]:
-    """What only whole episodes show, from a `robustness_table` of one policy; `chance` is what random actions get."""
-    table = table[table["attack"] != WORST]  # which counts what smaller attacks broke, too
-    half, everything = (table[table["eps"].between(low, high)] for low, high in ((0.45, 0.55), (0.95, 1.0)))
-    small = table[(table["eps"] > 0) & (table["eps"] < 0.45)]
-    return [
-        _at_most("eps 0.5 leaves chance", half, max(chance, 0.05)),
-        _at_most("an attack without bound leaves nothing", everything, 0.0),
-        Gate("a persistent attacker", len(small) > 0, _persistent(small) if len(small) else ""),
-    ]
-
-
-def _at_most(name: str, lines: pd.DataFrame, rate: float) -> Gate:
-    """The strongest attack; passes if its interval reaches down so far."""
-    if lines.empty:
-        return Gate(name, None, "")
-    if errors := int(lines["errors"].sum()):
-        return Gate(name, None, f"{errors} episodes ended in errors")
-    line = lines.loc[lines["rate"].idxmin()]
-    return Gate(name, bool(line["low"] <= rate), f"{100 * line['rate']:.0f} % ({line['k']}/{line['n']})")
-
-
-def _persistent(lines: pd.DataFrame) -> str:
-    worst = lines.loc[lines["rate"].idxmin()]
-    return f"fails in {100 * (1 - worst['rate']):.0f} % of episodes at {255 * worst['eps']:g}/255 ({worst['attack']})"
-
-
-def audit_table(gates: Sequence[Gate]) -> pd.DataFrame:
-    """One line per gate."""
-    words = {True: "pass", False: "FAIL", None: "not run"}
-    return pd.DataFrame([{"gate": gate.name, "": words[gate.passed], "figure": gate.figure} for gate in gates])
-
-
-def verdict(gates: Sequence[Gate]) -> str:
-    """What may be said of robustness: nothing, unless all gates pass."""
-    failed = [gate.name for gate in gates if not gate.passed]
-    return "inconclusive: " + "; ".join(failed) if failed else "all gates passed"
+        passed = told(gain[2] < 0, -gain[1], float(unknown.mean()))
+        return Gate("expectation holds under fresh jitter", passed, figure)

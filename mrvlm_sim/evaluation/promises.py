@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.evaluation.audit import UNFAIR
+from mrvlm_sim.evaluation.gates import UNFAIR
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
 from mrvlm_sim.evaluation.tables import signed
@@ -48,14 +48,15 @@ class Effort(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """What an audit was of, and the gates that it did not pass; of its ledger, what who knows the jitter does, and what
-    of that is owed to randomness.
+    """What an audit was of, at which size, and the gates that it did not pass; of its ledger, what who knows the jitter
+    does, and what of that is owed to randomness.
     """
 
     environment: str
     policy: str
     identity: str
     effort: Effort
+    eps: float
     failed: tuple[str, ...]
     known: float
     owed: tuple[float, float, float]  # mean, low, high
@@ -65,17 +66,26 @@ class Attacked(NamedTuple):
     """A run of `attack`: of every policy and episode, success by size, the worst of all attacks up to that size.
 
     `survived` has columns policy, suite_seed, episode, eps (0: clean), success, error; `identities` are by policy, and
-    so are `efforts`: of attacks that can be audited, those that met all that others had left.
+    so are `efforts`: of attacks that can be audited, those that met all that others had left; and `unmet`: conditions
+    that did not.
     """
 
     environment: str
     survived: pd.DataFrame
     identities: dict[str, str]
     efforts: dict[str, list[Effort]]
+    unmet: dict[str, list[str]]
 
     def gates(self, audits: Sequence[Audited], policy: str) -> list[str]:
         """What speaks against the attacks on a policy."""
-        return gates(audits, self.environment, policy, self.identities[policy], self.efforts[policy])
+        sizes = self.survived["eps"].unique()
+        own = [audit for audit in audits if np.isclose(audit.eps, sizes).any()]
+        return gates(own, self.environment, policy, self.identities[policy], self.efforts[policy])
+
+    def spared(self, policy: str, other: str) -> list[str]:
+        """What speaks against the attacks on a policy beside those on another: what only the other met."""
+        missing = [name for name in self.unmet[policy] if name not in self.unmet[other]]
+        return [f"{policy} did not meet {', '.join(missing)}"] if missing else []
 
 
 def gates(
@@ -132,21 +142,19 @@ def bounded_interval(values: np.ndarray, comparisons: int) -> tuple[float, float
 
 
 def robust_findings(run: Attacked, audits: Sequence[Audited]) -> list[Finding]:
-    """Whether every policy keeps half of its success under attacks of the size nearest to 4/255."""
+    """Whether every policy that was attacked by 4/255 keeps half of its success."""
     found, findings = run.survived, list[Finding]()
     for policy in dict.fromkeys(found["policy"]):
         own = found[(found["policy"] == policy) & solved(found, policy)]
-        sizes = own.loc[own["eps"] > 0, "eps"].unique()
-        if len(sizes) == 0:
+        met = own[np.isclose(own["eps"], SIZE)]
+        if met.empty:
             continue
-        size = sizes[np.abs(sizes - SIZE).argmin()]
-        met = own[own["eps"] == size]
         kept, errors = int(met["success"].sum()), int(met["error"].sum())
         low, high = wilson(kept, len(met))
         broken = [f"{errors} episodes ended in errors"] * bool(errors)
         failed = run.gates(audits, policy) + broken
         verdict = judge(low - ROBUST, high - ROBUST, 0.0, failed, broken + unfair(failed))
-        figure = f"keeps {kept} of {len(met)} at {255 * size:g}/255 [{100 * low:.0f}, {100 * high:.0f}] %"
+        figure = f"keeps {kept} of {len(met)} at {255 * SIZE:g}/255 [{100 * low:.0f}, {100 * high:.0f}] %"
         promise = "keeps half of its success"
         findings.append(Finding(promise, run.environment, policy, verdict, with_gates(figure, verdict, failed)))
     return findings
@@ -197,7 +205,8 @@ def comparison_findings(run: Attacked, reference: str, audits: Sequence[Audited]
         if policy == reference:
             continue
         promise, gains = f"more robust than {reference}", more_robust(found, policy, reference)
-        support, refutation = (run.gates(audits, name) for name in (policy, reference))
+        support = run.gates(audits, policy) + run.spared(policy, reference)
+        refutation = run.gates(audits, reference) + run.spared(reference, policy)
         pair, broken = (
             found[found["policy"].isin([policy, reference]) & (found["eps"] > 0)],
             unfair(support + refutation),

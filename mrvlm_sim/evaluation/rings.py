@@ -60,11 +60,16 @@ def energy_scale(pyramid: Pyramid, all_rings: Sequence[Ring]) -> np.ndarray:
     return scale / np.sqrt(np.mean(scale**2))
 
 
+def scaled_size(eps: float, scale: float) -> float:
+    """The whole sensor values nearest to a scaled size: 1 / 255 to 1."""
+    return min(255, max(1, round(255 * eps * scale))) / 255
+
+
 def ring_harms(
     victim: Victim, moments: Sequence[Moment], threat: Threat, ring: Ring, scale: float, seed: int, attack: str
 ) -> np.ndarray:
     """What an attack in one ring does to the actions in every moment, (moments,)."""
-    sized = Threat(min(1.0, max(threat.eps * scale, 1 / 255)), threat.steps, threat.knowledge, threat.draws)
+    sized = Threat(scaled_size(threat.eps, scale), threat.steps, threat.knowledge, threat.draws)
     mask, found = make_mask(f"ring@{ring[0]:g}-{ring[1]:g}"), []
     for index, moment in enumerate(moments):
         made = ATTACKS[attack](sized, victim, generator(seed, "rings", index, "attack"), mask)
@@ -92,7 +97,10 @@ def ring_looks(
             for ring, scale in zip(found, scales.tolist(), strict=True):
                 line = {"policy": name, "normalisation": normalisation, "inner": ring[0], "outer": ring[1]}
                 harms = ring_harms(victim, looks[name], threat, ring, scale, seed, attack)
-                lines += [{**line, "eps": threat.eps * scale, "look": i, "harm": harm} for i, harm in enumerate(harms)]
+                lines += [
+                    {**line, "eps": scaled_size(threat.eps, scale), "look": i, "harm": harm}
+                    for i, harm in enumerate(harms)
+                ]
     return pd.DataFrame(lines)
 
 

@@ -1,5 +1,6 @@
 """Runs of attacks, audits and rings read together, and the report of what they leave of the promises."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from mrvlm_sim.agents.registry import short_identity
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.audit import JUDGED
 from mrvlm_sim.evaluation.cascade import with_sizes
-from mrvlm_sim.evaluation.condition import Condition
+from mrvlm_sim.evaluation.condition import Condition, attack_size
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.promises import (
     Attacked,
@@ -43,15 +44,15 @@ def read_attacked(folder: Path) -> Attacked:
     if all(condition["attack"] is None for condition in conditions.values()):
         raise UserError(f"{folder} is a run without attacks; give runs of mrvlm-sim attack")
     rows = with_sizes(rows.assign(error=rows["error"] != ""), conditions)
-    found, efforts = [rows[rows["size"] == 0].assign(eps=0.0)], dict[str, list[Effort]]()
+    found, efforts, unmet = [rows[rows["size"] == 0].assign(eps=0.0)], dict[str, list[Effort]](), dict[str, list[str]]()
     for policy in dict.fromkeys(rows["policy"]):
         own = rows[rows["policy"] == policy]
         worst = {size: worst_up_to(own, size) for size in attack_sizes(rows)}
         found += [left.assign(eps=size) for size, left in worst.items() if left is not None]
-        efforts[policy] = efforts_on(own, worst, conditions)
+        efforts[policy], unmet[policy] = efforts_on(own, worst, conditions), unmet_by(own, worst, conditions)
     survived = pd.concat([part[COLUMNS] for part in found], ignore_index=True)
     identities = {name: short_identity(each["identity"]) for name, each in read_parts(folder, "policy").items()}
-    return Attacked(str(rows["environment"].iloc[0]), survived, identities, efforts)
+    return Attacked(str(rows["environment"].iloc[0]), survived, identities, efforts, unmet)
 
 
 def efforts_on(
@@ -60,9 +61,9 @@ def efforts_on(
     """Of attacks on one policy that can be audited, and that at every size met all that the worst of all left, how hard
     they were at the least; rows are `with_sizes`.
     """
-    found, made = [], {name: Condition(**described) for name, described in conditions.items()}
+    found, judged = [], _judged(conditions)
     for attack in JUDGED:
-        audited = {name: each for name, each in made.items() if each.attack == attack and _as_audited(each)}
+        audited = {name: each for name, each in judged.items() if each.attack == attack}
         own = rows[rows["condition"].isin(audited)]
         complete = all(left is not None and all_met(left, own[own["size"] == size]) for size, left in worst.items())
         taken = [audited[name] for name in own["condition"].unique()]
@@ -71,9 +72,38 @@ def efforts_on(
     return found
 
 
-def _as_audited(condition: Condition) -> bool:
-    """Whether audits are of such: on the whole frame, by the policy's own gradients, its jitter not known."""
-    return (condition.knowledge, condition.region, condition.surrogate) == ("unknown", "frame", None)
+def unmet_by(
+    rows: pd.DataFrame, worst: Mapping[float, pd.DataFrame | None], conditions: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Attacks that did not meet all of one policy's episodes that the worst of all left; rows are `with_sizes`."""
+    sizes = {name: attack_size(described) for name, described in conditions.items()}
+    return [
+        name
+        for name, size in sizes.items()
+        if size and ((left := worst.get(size)) is None or not all_met(left, rows[rows["condition"] == name]))
+    ]
+
+
+def _judged(conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, Condition]:
+    """Those that audits are of: on the whole frame, by the policy's own gradients, its jitter not known."""
+    fields, found = {field.name for field in dataclasses.fields(Condition)}, {}
+    for name, described in conditions.items():
+        condition = Condition(**{key: value for key, value in described.items() if key in fields})
+        usual = (condition.knowledge, condition.region, condition.surrogate) == ("unknown", "frame", None)
+        if condition.attack in JUDGED and usual:
+            found[name] = condition
+    return found
+
+
+def check_audited_by(folder: Path | None, attack: str) -> None:
+    """
+    Raises:
+        UserError: a folder has an audit of another attack, which would be counted in.
+    """
+    if folder is None or not (folder / "audit.csv").is_file():
+        return
+    if (other := read_audit(folder).effort.attack) != attack:
+        raise UserError(f"{folder} holds an audit of {other}; give another --output, or take --attack {other}")
 
 
 def read_audit(folder: Path) -> Audited:
@@ -86,8 +116,10 @@ def read_audit(folder: Path) -> Audited:
         raise UserError(f"no audit in {folder}; make one: mrvlm-sim audit --env ENV --policy POLICY --output {folder}")
     rows, table = read_episodes(folder), pd.read_csv(folder / "audit.csv", keep_default_na=False)
     policy = next(name for name in dict.fromkeys(rows["policy"]) if name != "random")
-    attacks = [Condition(**each) for each in read_parts(folder, "condition").values() if each["attack"] in JUDGED]
-    effort = Effort(str(attacks[0].attack), attacks[0].steps, attacks[0].draws)
+    if not (folder / "ledger.csv").is_file():
+        raise UserError(f"the audit in {folder} was not finished; the same command again makes it whole")
+    smallest = min(_judged(read_parts(folder, "condition")).values(), key=lambda condition: condition.eps)
+    effort = Effort(str(smallest.attack), smallest.steps, smallest.draws)
     ledger = pd.read_csv(folder / "ledger.csv").set_index("attacker")
     mean, low, high = ledger.loc[OWED, ["harm", "low", "high"]]
     return Audited(
@@ -95,6 +127,7 @@ def read_audit(folder: Path) -> Audited:
         policy,
         short_identity(read_parts(folder, "policy")[policy]["identity"]),
         effort,
+        smallest.eps,
         tuple(table.loc[table.iloc[:, 1] != "pass", "gate"]),
         float(ledger.loc["known", "harm"]),
         (float(mean), float(low), float(high)),
@@ -109,7 +142,10 @@ def read_rings(folder: Path) -> pd.DataFrame:
     """
     if not (folder / LOOKS).is_file():
         raise UserError(f"no rings in {folder}; make them: mrvlm-sim rings --env ENV --policy POLICY --output {folder}")
-    return pd.read_csv(folder / LOOKS)
+    looks = pd.read_csv(folder / LOOKS)
+    if missing := {"environment", "identity", "steps", "draws"} - set(looks):
+        raise UserError(f"the rings in {folder} do not say their {', '.join(sorted(missing))}; make them again")
+    return looks
 
 
 def write_verdicts(
