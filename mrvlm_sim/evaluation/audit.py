@@ -69,6 +69,7 @@ class APGDOnEach(APGD):
 
 JUDGED = ("pgd", "apgd")  # attacks that can be audited
 EACH = "{} on each jitter"
+PLAIN = {EACH.format(name): name for name in JUDGED}  # what it is without jitter
 AUDITED: Mapping[str, type[Attack]] = {**ATTACKS, EACH.format("pgd"): PGDOnEach, EACH.format("apgd"): APGDOnEach}
 
 
@@ -113,11 +114,19 @@ class Audit:
         self.excess = -255  # of the largest change over its bound, in sensor values
 
     @cached_property
+    def still(self) -> bool:
+        """Whether the policy always looks at the same places, so that all knowledge of them is the same."""
+        return all(p.jitter.amplitude == 0 and p.gaze == "centre" for p in self.victim.pyramids.values())
+
+    @cached_property
     def moments(self) -> list[Moment]:
         return sample_moments(self.policy, self.environment, self.count, self.seed)
 
     def harms(self, attack: str, surrogate: str | None = None, fresh: bool = True, **threat: Any) -> np.ndarray:
-        """What an attack does in every moment, (moments,); measured once."""
+        """What an attack does in every moment, (moments,); measured once, for all knowledge where there is no jitter."""
+        if self.still:
+            attack, fresh = PLAIN.get(attack, attack), True
+            threat = {name: value for name, value in threat.items() if name not in ("knowledge", "draws")}
         setting = Setting(attack, replace(self.threat, **threat), surrogate, fresh)
         if setting not in self._harms:
             self._harms[setting] = np.array([self._harm(setting, i) for i in range(len(self.moments))])
