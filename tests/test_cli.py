@@ -84,6 +84,8 @@ class TestWrongInput:
             (("eval", "--env", "pick_plase"), ["environment 'pick_plase'", "'pick_place'?"]),
             (("demos", "--env", "pick_plase"), ["environment 'pick_plase'", "'pick_place'?"]),
             ((*EVAL, "--policy", "uniform-257"), ["policy 'uniform-257'", "'uniform-256'?", "expert", *arm_cards()]),
+            ((*EVAL, "--policy", "expert", "--eps", "4/255"), ["--attack, or leave it out"]),
+            ((*EVAL, "--policy", "expert", "--severity", "1"), ["--shift, or leave it out"]),
             ((*EVAL, "--policy", "expert", "--attack", "pgf"), ["attack 'pgf'", "'pgd'?", "noise, paint, pgd"]),
             (("view", "--env", "pick_place", "--arm", "uniform-48"), ["arm 'uniform-48'", "'uniform-49'?"]),
             (("view", "--env", "pikplace", "--arm", "uniform-49"), ["environment 'pikplace'", "'pick_place'?"]),

@@ -31,7 +31,7 @@ from mrvlm_sim.evaluation.promises import (
 )
 from mrvlm_sim.evaluation.rings import NORMALISATIONS
 from mrvlm_sim.evaluation.robustness import worst_up_to
-from mrvlm_sim.evaluation.verdicts import efforts_on, read_attacked, read_audit, read_rings, survival_table
+from mrvlm_sim.evaluation.verdicts import efforts_on, read_attacked, read_audit, read_rings, survival_table, unmet_by
 
 EFFORT = Effort("apgd", 20, 4)
 
@@ -133,6 +133,15 @@ class TestRobust:
         assert robust_findings(kept, [])[0].verdict == INCONCLUSIVE
         assert robust_findings(kept, PASSED)[0].verdict == SUPPORTED
 
+    def test_of_other_sizes_nothing_is_said(self) -> None:
+        run = attacked(pyramid=[[1] * 12, [1] * 12])
+        smaller = run._replace(survived=run.survived.assign(eps=run.survived["eps"] / 4))
+        assert robust_findings(smaller, PASSED) == []
+
+    def test_audits_of_other_sizes_do_not_count(self) -> None:
+        finding = robust_findings(attacked(pyramid=[[1] * 12, [1] * 12]), [audit("pyramid", eps=8 / 255)])[0]
+        assert (finding.verdict, "no audit of pyramid" in finding.figure) == (INCONCLUSIVE, True)
+
     def test_only_what_was_solved_can_be_kept(self) -> None:
         finding = robust_findings(attacked(pyramid=[[1, 0, 1, 0], [1, 0, 0, 1]]), PASSED)[0]
         assert finding.figure.startswith("keeps 1 of 2 at 4/255")
@@ -171,6 +180,17 @@ class TestMoreRobust:
             assert (found, "no audit" in figure) == (verdict, False)
             found, figure = self.verdict(run, [audit("uniform")], reference)
             assert (found, "no audit of pyramid" in figure) == (INCONCLUSIVE, True)
+
+    def test_the_one_that_holds_out_longer_must_have_met_all_that_the_other_met(self) -> None:
+        run = attacked(pyramid=[[1] * 20, [1] * 20], uniform=[[1] * 20, [0] * 19 + [1]])
+        for reference, verdict in (("uniform", SUPPORTED), ("pyramid", REFUTED)):
+            spared = run._replace(unmet={"pyramid": [], "uniform": ["apgd 4/255"]})
+            assert self.verdict(spared, reference=reference)[0] == verdict
+            spared = run._replace(unmet={"pyramid": ["apgd 4/255"], "uniform": []})
+            found, figure = self.verdict(spared, reference=reference)
+            assert (found, "pyramid did not meet apgd 4/255" in figure) == (INCONCLUSIVE, True)
+            both = run._replace(unmet={"pyramid": ["apgd 4/255"], "uniform": ["apgd 4/255"]})
+            assert self.verdict(both, reference=reference)[0] == verdict
 
     @pytest.mark.parametrize("unfair", UNFAIR)
     def test_attacks_that_do_more_than_they_may_decide_nothing(self, unfair: str) -> None:
@@ -293,10 +313,30 @@ def test_only_attacks_that_met_all_that_others_left_count(tmp_path: Path) -> Non
             if won is not None
         ]
     )  # fmt: skip
-    found = {}
+    found, unmet = {}, {}
     for policy, own in rows.groupby("policy"):
-        found[policy] = efforts_on(own, {4 / 255: worst_up_to(own, 4 / 255)}, conditions)
+        worst = {4 / 255: worst_up_to(own, 4 / 255)}
+        found[policy], unmet[policy] = efforts_on(own, worst, conditions), unmet_by(own, worst, conditions)
     assert found == {"one": [Effort("pgd", 3, 4), Effort("apgd", 9, 2)], "two": [Effort("pgd", 3, 4)]}
+    assert unmet == {"one": [], "two": ["apgd 4/255"]}
+
+
+@pytest.mark.parametrize("name", ["reach-adversary", "reach-hardened-stronger"])
+def test_attacks_by_adversaries_are_read_as_all_others(name: str) -> None:
+    found = read_attacked(Path(__file__).parents[1] / "results" / "robustness" / name)
+    assert set(found.unmet) == set(found.efforts) == set(found.survived["policy"])
+
+
+def test_what_was_left_unfinished_is_said(tmp_path: Path) -> None:
+    (tmp_path / "audit.csv").write_text("gate,,figure\n")
+    published = Path(__file__).parents[1] / "results" / "robustness" / "reach-hardened-stronger"
+    for name in ("episodes.csv", "provenance.json"):
+        (tmp_path / name).write_bytes((published / name).read_bytes())
+    with pytest.raises(UserError, match="was not finished; the same command again makes it whole"):
+        read_audit(tmp_path)
+    (tmp_path / "rings-looks.csv").write_text("policy,environment,steps,draws\n")
+    with pytest.raises(UserError, match="do not say their identity; make them again"):
+        read_rings(tmp_path)
 
 
 @pytest.mark.slow
@@ -335,6 +375,10 @@ def test_the_commands_together(tmp_path: Path) -> None:
         assert pd.read_csv(tmp_path / "robustness" / "survival.csv")["policy"].unique().tolist() == said
     misspelt = CliRunner().invoke(app, ["verdicts", runs["attacked"], "--reference", "second", "--policy", "frist"])
     assert "Did you mean 'first'" in str(misspelt.exception)
+    alone = CliRunner().invoke(app, ["verdicts", runs["attacked"], "--reference", "second", "--control", "first"])
+    assert "give --rings, or leave it out" in str(alone.exception)
+    other = CliRunner().invoke(app, ["audit", *one, "--attack", "pgd", "--looks", "4", "--output", runs["audit"]])
+    assert "holds an audit of apgd; give another --output, or take --attack apgd" in str(other.exception)
     run("verdicts", runs["attacked"], *given, "--output", runs["robustness"])
     survived = pd.read_csv(tmp_path / "robustness" / "survival.csv")
     assert len(survived) == 2 * 3

@@ -18,6 +18,7 @@ from mrvlm_sim.evaluation.robustness import (
     WORST,
     attack_conditions,
     check_attackable,
+    preset_attacks,
     pretty_robustness,
     robustness_table,
     worst_of,
@@ -143,6 +144,13 @@ class TestTable:
         table = robustness_table(rows(pgd4=[1, 0]), CONDITIONS)
         assert table["attack"].tolist() == ["pgd 4/255", WORST]
         assert table["drop"].isna().all()
+
+    def test_a_budget_has_what_fits_the_environment(self) -> None:
+        own, other = (preset_attacks("thorough", name) for name in ("reach", "metaworld/reach-v3"))
+        assert set(own) == set(ATTACKS)
+        assert set(own) - set(other) == {"paint", "targeted"}
+        with pytest.raises(UserError, match="Did you mean 'reach'"):
+            preset_attacks("quick", "raech")
 
     def test_how_long_a_policy_lasts(self) -> None:
         found = rows(clean=[1, 1, 1, 1], pgd4=[0, 1, 0, 1])

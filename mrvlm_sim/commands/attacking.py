@@ -64,13 +64,13 @@ def attack(
     The same command again goes on where it stopped.
     """
     from mrvlm_sim.evaluation.evaluate import Evaluation
-    from mrvlm_sim.evaluation.robustness import BUDGETS, attack_conditions, check_attackable
+    from mrvlm_sim.evaluation.robustness import BUDGETS, attack_conditions, check_attackable, preset_attacks
     from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.tasks import with_settings
 
-    preset = BUDGETS[budget]
+    preset, env = BUDGETS[budget], with_settings(env, settings or [])
     conditions = attack_conditions(
-        list(dict.fromkeys([*(attack or preset.attacks), *["directed"] * bool(adversary)])),
+        list(dict.fromkeys([*(attack or preset_attacks(budget, env)), *["directed"] * bool(adversary)])),
         [parse_fraction(size) for size in dict.fromkeys(eps or ["4/255"])],
         steps or preset.steps,
         draws or preset.draws,
@@ -80,7 +80,6 @@ def attack(
         restarts or preset.restarts,
         list(dict.fromkeys(adversary or [])),
     )
-    env = with_settings(env, settings or [])
     chosen = tuple(dict.fromkeys(policy))
     plan = Plan(env, chosen, tuple(conditions), seed, episodes or preset.episodes, trust_pickle=trust_pickle)
     policies, problems = plan.load()

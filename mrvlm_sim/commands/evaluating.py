@@ -1,5 +1,6 @@
 """Scoring policies: `eval`, and `serve` for policies that stay elsewhere."""
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from mrvlm_sim.console import console, print_report, print_table, run_with_progr
 from mrvlm_sim.errors import UserError
 
 if TYPE_CHECKING:
+    from mrvlm_sim.evaluation.condition import Condition
     from mrvlm_sim.evaluation.evaluate import Evaluation
 
 
@@ -24,7 +26,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Suite seed: names the episodes.")] = 0,
     settings: Settings = None,
     attack: Annotated[list[str] | None, typer.Option(help="See list; with clean twins; repeatable.")] = None,
-    eps: Annotated[str, typer.Option(help="Size of the attack: a fraction of the pixel range.")] = "4/255",
+    eps: Annotated[
+        str | None, typer.Option(help="Size of the attack: a fraction of the pixel range. Default: 4/255.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Gradient steps of the attack.")] = 10,
     shift: Annotated[
         list[str] | None,
@@ -57,17 +61,13 @@ def evaluate(
 ) -> None:
     """Run policies on the same episodes and end with one table; the same command again goes on where it stopped."""
     from mrvlm_sim.agents.registry import fitting_baselines, policy_name, shipped_arms
-    from mrvlm_sim.evaluation.condition import conditions_of
     from mrvlm_sim.evaluation.evaluate import Evaluation
     from mrvlm_sim.evaluation.runs import Plan
     from mrvlm_sim.evaluation.suite import suite_tables, write_suite
     from mrvlm_sim.evaluation.tables import reference_among
     from mrvlm_sim.tasks import chosen_environments, split_settings
 
-    shifts = [(name, size) for name in dict.fromkeys(shift or []) for size in dict.fromkeys(severity or [0.5])]
-    conditions = conditions_of(
-        list(dict.fromkeys(attack or [])), parse_fraction(eps), steps, shifts, list(dict.fromkeys(eyes or []))
-    )
+    conditions = _conditions(attack or [], eps, steps, shift or [], severity or [], eyes or [])
     limit, folders, failed = (max_episodes if until_decided else episodes), dict[str, Path](), False
     environments = chosen_environments(env, settings or [])
     arms, plans = policy or shipped_arms(environments), dict[str, Plan]()
@@ -91,6 +91,22 @@ def evaluate(
             write_suite(output, tables)
     if failed:
         raise typer.Exit(1)
+
+
+def _conditions(
+    attacks: list[str], eps: str | None, steps: int, shifts: list[str], severities: list[float], eyes: list[str]
+) -> "list[Condition]":
+    from mrvlm_sim.evaluation.condition import conditions_of
+
+    if severities and not shifts:
+        raise UserError("--severity is that of shifts; name some with --shift, or leave it out")
+    if eps is not None and not attacks:
+        raise UserError("--eps is the size of attacks; name some with --attack, or leave it out")
+    size, changes = (
+        parse_fraction(eps or "4/255"),
+        [*product(dict.fromkeys(shifts), dict.fromkeys(severities or [0.5]))],
+    )
+    return conditions_of(list(dict.fromkeys(attacks)), size, steps, changes, list(dict.fromkeys(eyes)))
 
 
 def _run(run: "Evaluation", reference: str, title: str) -> bool:

@@ -123,7 +123,7 @@ class Audit:
         return sample_moments(self.policy, self.environment, self.count, self.seed)
 
     def harms(self, attack: str, surrogate: str | None = None, fresh: bool = True, **threat: Any) -> np.ndarray:
-        """What an attack does in every moment, (moments,); measured once, for all knowledge where there is no jitter."""
+        """What an attack does in every moment, (moments,); measured once, of all knowledge without jitter."""
         if self.still:
             attack, fresh = PLAIN.get(attack, attack), True
             threat = {name: value for name, value in threat.items() if name not in ("knowledge", "draws")}

@@ -21,6 +21,8 @@ from mrvlm_sim.metrics.attacks import ATTACKS, Knowledge
 from mrvlm_sim.metrics.attacks.directed import adversary_card, load_adversary
 from mrvlm_sim.metrics.statistics import compare_paired, time_to_failure, wilson
 from mrvlm_sim.paths import write_atomically
+from mrvlm_sim.sim.card import ExternalCard
+from mrvlm_sim.tasks import environment_card
 
 CLEAN = Condition(source="sensor")
 WORST = "worst of all"
@@ -42,6 +44,16 @@ BUDGETS: Mapping[str, Budget] = {
     "standard": Budget(("noise", "best-noise", "fgsm", "pgd", "apgd", "mad", "features", "square"), 20, 4, 50, 2),
     "thorough": Budget(tuple(ATTACKS), 50, 8, 200, 4),
 }
+
+
+def preset_attacks(budget: str, environment: str) -> tuple[str, ...]:
+    """Of a budget, the attacks that fit an environment: some take one of this suite's own.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    external = isinstance(environment_card(environment)[0], ExternalCard)
+    return tuple(name for name in BUDGETS[budget].attacks if not (external and ATTACKS[name].own_only))
 
 
 def attack_conditions(

@@ -204,9 +204,11 @@ def _only(runs: Sequence[Attacked], policies: Sequence[str]) -> list[Attacked]:
 
 
 def survival_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Success by policy and size: k of n."""
+    """Success by policy and size: k of n, with its interval."""
     grouped = found.groupby(["environment", "policy", "eps"], sort=False)["success"]
-    return grouped.agg(k="sum", n="count").reset_index().astype({"k": int, "n": int})
+    table = grouped.agg(k="sum", n="count").reset_index().astype({"k": int, "n": int})
+    bounds = [wilson(k, n) for k, n in zip(table["k"], table["n"], strict=True)]
+    return table.assign(rate=table["k"] / table["n"], low=[low for low, _ in bounds], high=[high for _, high in bounds])
 
 
 def draw_survival(found: pd.DataFrame, path: Path) -> None:
@@ -222,9 +224,8 @@ def draw_survival(found: pd.DataFrame, path: Path) -> None:
         for policy, lines in table.groupby("policy", sort=False):
             index = policies.index(policy)
             x = np.searchsorted(sizes, lines["eps"]) + 0.08 * index
-            rates = 100 * (lines["k"] / lines["n"]).to_numpy()
-            bounds = 100 * np.array([wilson(k, n) for k, n in zip(lines["k"], lines["n"], strict=True)])
-            spread = np.abs(bounds.T - rates)
+            rates = 100 * lines["rate"].to_numpy()
+            spread = np.abs(100 * lines[["low", "high"]].to_numpy().T - rates)
             axis.errorbar(
                 x, rates, spread, marker="o", markersize=4, capsize=2, linewidth=1, color=f"C{index}", label=policy
             )
