@@ -15,6 +15,7 @@ from mrvlm_sim.evaluation.published import EPISODES, PROVENANCE, publish
 from mrvlm_sim.evaluation.report import run_table
 from mrvlm_sim.evaluation.robustness import write_robustness
 from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
+from mrvlm_sim.evaluation.verdicts import write_verdicts
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = sorted(path.parent for path in RESULTS.glob("**/provenance.json") if "runs" not in path.parts)
@@ -55,6 +56,24 @@ def test_what_attacks_left_comes_of_the_episodes(path: Path, tmp_path: Path) -> 
     found, table = write_robustness(copied(path.parent, tmp_path / "run")), pd.read_csv(path)
     pd.testing.assert_frame_equal(found, table, check_dtype=False)
     assert (tmp_path / "run" / "robustness.md").read_text() == path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "audits", "reference", "policies", "control"),
+    [
+        (".", "audit-*", "generalist/uniform-49", [], "generalist/uniform-49-lowpass"),
+        ("hardened", "audit-*-hardened-*", "hardened/uniform-49", ["hardened/pyramid-48-embedded"], None),
+    ],
+)
+def test_the_verdicts_come_of_attacks_audits_and_rings(
+    folder: str, audits: str, reference: str, policies: list[str], control: str | None, tmp_path: Path
+) -> None:
+    robustness = RESULTS / "robustness"
+    attacked = [copied(robustness / name, tmp_path / name) for name in ("reach", "pick_place")]
+    rings = sorted(robustness.glob("rings-*"), reverse=True) if control else []
+    write_verdicts(tmp_path, attacked, sorted(robustness.glob(audits)), rings, reference, control, policies)
+    for name in ("verdicts.md", "verdicts.csv", "survival.csv"):
+        assert (tmp_path / name).read_text() == (robustness / folder / name).read_text()
 
 
 def test_it_reads_as_the_run(run: Path, tmp_path: Path) -> None:
