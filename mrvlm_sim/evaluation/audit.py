@@ -20,7 +20,7 @@ from mrvlm_sim.agents.policy import Policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
-from mrvlm_sim.evaluation.gates import BOUND, NOTHING, Gate, told
+from mrvlm_sim.evaluation.gates import BOUND, CONVERGES, NOTHING, Gate, told
 from mrvlm_sim.evaluation.moments import harm, redraws, sample_moments
 from mrvlm_sim.evaluation.tables import signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat
@@ -215,7 +215,7 @@ class Audit:
     def converged(self) -> Gate:
         """Whether APGD, whose steps adapt, adds at most a tenth with twice as many of them."""
         passed, gain = self.adds_little(CONVERGED, "apgd", steps=2 * self.threat.steps)
-        return Gate("APGD of twice the steps adds little", passed, f"{self._taken()} %; {gain} with it")
+        return Gate(CONVERGES, passed, f"{self._taken()} %; {gain} with it")
 
     def _taken(self) -> str:
         return f"{100 * self.harms(self.attack).mean():.2f}"

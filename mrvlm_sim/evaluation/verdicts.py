@@ -13,6 +13,7 @@ from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.audit import JUDGED
 from mrvlm_sim.evaluation.cascade import with_sizes
 from mrvlm_sim.evaluation.condition import Condition, attack_size
+from mrvlm_sim.evaluation.gates import CONVERGES
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.promises import (
     Attacked,
@@ -120,6 +121,9 @@ def read_audit(folder: Path) -> Audited:
         raise UserError(f"the audit in {folder} was not finished; the same command again makes it whole")
     smallest = min(_judged(read_parts(folder, "condition")).values(), key=lambda condition: condition.eps)
     effort = Effort(str(smallest.attack), smallest.steps, smallest.draws)
+    amiss = table.loc[table.iloc[:, 1] != "pass", "gate"].tolist()
+    if CONVERGES not in set(table["gate"]):  # as audits of old did not ask
+        amiss.append(CONVERGES)
     ledger = pd.read_csv(folder / "ledger.csv").set_index("attacker")
     mean, low, high = ledger.loc[OWED, ["harm", "low", "high"]]
     return Audited(
@@ -128,7 +132,7 @@ def read_audit(folder: Path) -> Audited:
         short_identity(read_parts(folder, "policy")[policy]["identity"]),
         effort,
         smallest.eps,
-        tuple(table.loc[table.iloc[:, 1] != "pass", "gate"]),
+        tuple(amiss),
         float(ledger.loc["known", "harm"]),
         (float(mean), float(low), float(high)),
     )
