@@ -95,6 +95,10 @@ class TestFiles:
         assert torch.equal(load_adversary(tmp_path)(seen), director(seen))
 
     def test_what_is_missing_or_damaged_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            UserError, match=r"no adversary in .*adversary-uniform-49; take .*adversary-uniform-49/adversary"
+        ):
+            load_adversary(Path(__file__).parents[1] / "results" / "robustness" / "adversary-uniform-49")
         with pytest.raises(UserError, match="train one: mrvlm-sim train adversary"):
             load_adversary(tmp_path)
         save_adversary(tmp_path, CARD.model_copy(update={"sizes": [7, 8, 5]}), make_director([7, 9, 5]))

@@ -106,7 +106,9 @@ def test_it_can_be_exported(run: Path, tmp_path: Path) -> None:
 
 def test_it_cannot_be_merged_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     apart = copied(run, tmp_path / "apart")
-    with pytest.raises(UserError, match=r"no run in .*run\.sqlite is missing"):
+    with pytest.raises(
+        UserError, match=r"no run in .*run\.sqlite is missing; what is published .* run its command again"
+    ):
         merge_runs(tmp_path / "whole", [apart])
     assert not (tmp_path / "whole").exists()
 

@@ -254,7 +254,8 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise UserError(f"no run in {folder}: {path} is missing")
+        only_published = "; what is published of a run has neither initial states nor actions: run its command again"
+        raise UserError(f"no run in {folder}: {path} is missing{only_published if is_published(folder) else ''}")
     writable = os.access(folder, os.W_OK) and os.access(path, os.W_OK)
     with closing(_connect(path, "mode=rw" if writable else "mode=ro&immutable=1")) as connection:
         yield connection

@@ -117,7 +117,9 @@ def adversary_card(folder: Path) -> AdversaryCard:
         UserError: there is none, or its card is malformed.
     """
     if not (folder / CARD).is_file():
-        raise UserError(f"no adversary in {folder}; train one: mrvlm-sim train adversary --env ENV --policy POLICY")
+        inner = sorted(card.parent for card in folder.glob(f"*/{CARD}"))
+        remedy = f"take {inner[0]}" if inner else "train one: mrvlm-sim train adversary --env ENV --policy POLICY"
+        raise UserError(f"no adversary in {folder}; {remedy}")
     return read_card(folder / CARD, AdversaryCard)
 
 
