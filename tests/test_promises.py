@@ -327,6 +327,12 @@ def test_attacks_by_adversaries_are_read_as_all_others(name: str) -> None:
     assert set(found.unmet) == set(found.efforts) == set(found.survived["policy"])
 
 
+def test_a_run_that_decides_nothing_says_so(tmp_path: Path) -> None:
+    run = str(Path(__file__).parents[1] / "results" / "robustness" / "reach-adversary")
+    asked = ["verdicts", run, "--reference", "generalist/uniform-49", "--output", str(tmp_path)]
+    assert "nothing to judge: attack by 4/255" in CliRunner().invoke(app, asked, catch_exceptions=False).output
+
+
 def test_what_was_left_unfinished_is_said(tmp_path: Path) -> None:
     (tmp_path / "audit.csv").write_text("gate,,figure\n")
     published = Path(__file__).parents[1] / "results" / "robustness" / "reach-hardened-stronger"

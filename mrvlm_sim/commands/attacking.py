@@ -246,5 +246,8 @@ def verdicts(
         raise UserError(f"--control {control} is what rings are held to; give --rings, or leave it out")
     folder = output or runs_folder() / "verdicts"
     found = write_verdicts(folder, attacked, audit or [], rings or [], reference, control, policy or [])
-    print_table(found, "promises of robustness")
+    if found.empty:
+        print_notes(["nothing to judge: attack by 4/255, and a policy beside the reference; or give --audit, --rings"])
+    else:
+        print_table(found, "promises of robustness")
     console.print(f"results: {folder}")
