@@ -46,7 +46,9 @@ class TestGates:
     @pytest.mark.parametrize("attack", JUDGED)
     def test_an_honest_policy_passes(self, tiny: TrainedPolicy, attack: str) -> None:
         gates = audited(tiny, attack=attack).run()
-        assert [(gate.name, gate.word) for gate in gates if not gate.passed] == [("direct over transfer", "open")]
+        assert [(gate.name, gate.word) for gate in gates if not gate.passed] == [
+            ("direct over transfer from others", "open")
+        ]
         assert f"{attack.upper()} over FGSM" in [gate.name for gate in gates]
         levels = [gate for gate in gates if gate.name.startswith("gradients reach level")]
         assert len(levels) == 3

@@ -327,6 +327,11 @@ def test_attacks_by_adversaries_are_read_as_all_others(name: str) -> None:
     assert set(found.unmet) == set(found.efforts) == set(found.survived["policy"])
 
 
+def test_audits_that_did_not_ask_do_not_pass() -> None:
+    found = read_audit(Path(__file__).parents[1] / "results" / "robustness" / "audit-pick_place-uniform-256")
+    assert found.failed == ("APGD of twice the steps adds little", "direct over transfer from others")
+
+
 def test_a_run_that_decides_nothing_says_so(tmp_path: Path) -> None:
     run = str(Path(__file__).parents[1] / "results" / "robustness" / "reach-adversary")
     asked = ["verdicts", run, "--reference", "generalist/uniform-49", "--output", str(tmp_path)]

@@ -20,7 +20,7 @@ from mrvlm_sim.agents.policy import Policy
 from mrvlm_sim.agents.trained import TrainedPolicy
 from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.episode import surrogate_of, victim_of
-from mrvlm_sim.evaluation.gates import BOUND, CONVERGES, NOTHING, Gate, told
+from mrvlm_sim.evaluation.gates import BOUND, CONVERGES, NOTHING, TRANSFER, Gate, told
 from mrvlm_sim.evaluation.moments import harm, redraws, sample_moments
 from mrvlm_sim.evaluation.tables import signed
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, DifferentiablePolicy, Threat
@@ -192,9 +192,9 @@ class Audit:
         """Whether what is found on other policies does no more than what is found on this one."""
         own = (self.attack, dict[str, Any]())
         if not self.surrogates:
-            return [Gate("direct over transfer", None, "from no other policy; name one: --surrogate")]
+            return [Gate(f"{TRANSFER} others", None, "of none; name one: --surrogate")]
         return [
-            self.not_weaker(f"direct over transfer from {other}", own, (self.attack, {"surrogate": other}))
+            self.not_weaker(f"{TRANSFER} {other}", own, (self.attack, {"surrogate": other}))
             for other in self.surrogates
         ]
 

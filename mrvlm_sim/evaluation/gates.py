@@ -12,7 +12,7 @@ from mrvlm_sim.metrics.attacks.threat import sensor_values
 NOTHING, BOUND = "eps 0 is clean, to the bit", "bound and range, on what is fed"
 LOOP_BOUND = "bound, in whole episodes"
 UNFAIR = (NOTHING, BOUND, LOOP_BOUND)  # gates: where they fail, attacks do more than they may
-CONVERGES = "APGD of twice the steps adds little"
+CONVERGES, TRANSFER = "APGD of twice the steps adds little", "direct over transfer from"
 TELLING = 0.5  # of the harm: what looks must be enough to see
 
 

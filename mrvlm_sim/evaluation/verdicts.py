@@ -13,7 +13,7 @@ from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.evaluation.audit import JUDGED
 from mrvlm_sim.evaluation.cascade import with_sizes
 from mrvlm_sim.evaluation.condition import Condition, attack_size
-from mrvlm_sim.evaluation.gates import CONVERGES
+from mrvlm_sim.evaluation.gates import CONVERGES, TRANSFER
 from mrvlm_sim.evaluation.ledger import OWED
 from mrvlm_sim.evaluation.promises import (
     Attacked,
@@ -122,8 +122,8 @@ def read_audit(folder: Path) -> Audited:
     smallest = min(_judged(read_parts(folder, "condition")).values(), key=lambda condition: condition.eps)
     effort = Effort(str(smallest.attack), smallest.steps, smallest.draws)
     amiss = table.loc[table.iloc[:, 1] != "pass", "gate"].tolist()
-    if CONVERGES not in set(table["gate"]):  # as audits of old did not ask
-        amiss.append(CONVERGES)
+    unasked = {CONVERGES: CONVERGES, TRANSFER: f"{TRANSFER} others"}  # by audits of old
+    amiss += [gate for start, gate in unasked.items() if not table["gate"].str.startswith(start).any()]
     ledger = pd.read_csv(folder / "ledger.csv").set_index("attacker")
     mean, low, high = ledger.loc[OWED, ["harm", "low", "high"]]
     return Audited(
