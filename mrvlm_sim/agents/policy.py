@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from mrvlm_sim.sim.suite_env import Observation, SuiteEnv, decode_instruction
 from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.vision.eyes import gaze_size
 
+CPU = "cpu"  # the torch device that every machine has
 Observations = Mapping[str, Any]  # arrays with a leading axis of B episodes; `instruction` is a list of B strings
 
 
@@ -43,6 +44,14 @@ class Policy(Protocol):
 
     def act(self, observations: Observations) -> np.ndarray:
         """Actions (B, action_size) in [-1, 1] for one step of every episode."""
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A policy that can compute elsewhere, as every `torch.nn.Module` can. Attacks follow it if it has a `device`."""
+
+    def to(self, device: str) -> object:
+        """Move to a torch device: cpu or cuda."""
 
 
 def close(policy: Policy) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
 from mrvlm_sim.agents.card import PolicyCard
 from mrvlm_sim.agents.openpi import SCHEME, OpenPiCard, OpenPiPolicy, card_of_address
-from mrvlm_sim.agents.policy import Policy, check_compatible, close
+from mrvlm_sim.agents.policy import CPU, Movable, Policy, check_compatible, close
 from mrvlm_sim.agents.remote import RemotePolicy
 from mrvlm_sim.agents.sb3 import load_sb3, sb3_identity
 from mrvlm_sim.agents.trained import CARD, load_trained, sha256
@@ -89,22 +89,25 @@ def plugins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=PLUGINS)}
 
 
-def load_policy(reference: str, trust_pickle: bool = False) -> Policy:
-    """A policy by what stands after `--policy`, see `KINDS`.
+def load_policy(reference: str, trust_pickle: bool = False, device: str = CPU) -> Policy:
+    """A policy by what stands after `--policy`, see `KINDS`; on a torch device, if it is `Movable`.
 
     Raises:
         UserError: nothing of that name, or it cannot be loaded.
     """
-    return _kind(reference).load(reference, trust_pickle)
+    policy = _kind(reference).load(reference, trust_pickle)
+    if device != CPU and isinstance(policy, Movable):
+        policy.to(device)
+    return policy
 
 
-def load_for(reference: str, env: SuiteEnv, trust_pickle: bool = False) -> Policy:
+def load_for(reference: str, env: SuiteEnv, trust_pickle: bool = False, device: str = CPU) -> Policy:
     """A policy that was compared with the environment.
 
     Raises:
         UserError: it cannot be loaded, or does not fit, naming both sides.
     """
-    policy = load_policy(reference, trust_pickle)
+    policy = load_policy(reference, trust_pickle, device)
     try:
         check_compatible(policy, env)
         if isinstance(policy, ChecksEnvironment):

@@ -50,6 +50,10 @@ class SB3Policy:
         _check_eyes(self._seen or {}, card, path)
         self.requirements = Requirements(card.cameras, _action_size(network.action_space, path), card.frame_interval)
 
+    def to(self, device: str) -> None:
+        """See `Movable`."""
+        self.network.to(device)
+
     def check_environment(self, env: SuiteEnv) -> None:
         """Compare what the model sees with what the environment shows.
 

@@ -20,7 +20,7 @@ from websockets.sync.server import Server, ServerConnection
 from websockets.sync.server import serve as listen
 
 from mrvlm_sim.agents.baselines import ScriptedExpert
-from mrvlm_sim.agents.policy import EpisodeStart, Observations, Policy, close, requirements_of
+from mrvlm_sim.agents.policy import CPU, EpisodeStart, Observations, Policy, close, requirements_of
 from mrvlm_sim.agents.registry import load_policy, policy_identity
 from mrvlm_sim.agents.sb3 import SB3Policy
 from mrvlm_sim.agents.trained import TrainedPolicy
@@ -96,14 +96,21 @@ class BatchedPolicy(TrainedPolicy):
         return self.batcher.decide(self, observations, words)
 
 
-def policy_server(reference: str, host: str, port: int, token: str | None = None, trust_pickle: bool = False) -> Server:
+def policy_server(
+    reference: str,
+    host: str,
+    port: int,
+    token: str | None = None,
+    trust_pickle: bool = False,
+    device: str = CPU,
+) -> Server:
     """A server that is bound and not yet serving: call `serve_forever`, and `shutdown` from elsewhere.
 
     Raises:
         UserError: the policy cannot be loaded, or cannot be remote.
         OSError: the address is taken, or not this machine's.
     """
-    first = load_policy(reference, trust_pickle)
+    first = load_policy(reference, trust_pickle, device)
     if isinstance(first, ScriptedExpert):
         raise UserError("the expert looks at the simulation itself, which is not where a server is; serve another")
     make: Callable[[], Policy]
@@ -113,7 +120,7 @@ def policy_server(reference: str, host: str, port: int, token: str | None = None
     elif isinstance(first, SB3Policy):
         make = partial(SB3Policy, first.network, first.card, first.path)  # one network, memories of their own
     else:
-        make = lambda: load_policy(reference, trust_pickle)  # noqa: E731
+        make = lambda: load_policy(reference, trust_pickle, device)  # noqa: E731
     greeting = pack(_metadata(reference, first))
 
     def check_token(connection: ServerConnection, request: Request) -> Response | None:

@@ -28,9 +28,14 @@ class TrainedPolicy:
     """Runs a network in chunks: it looks once in `execute` steps and carries out what it decided in between."""
 
     def __init__(self, card: PolicyCard, network: PolicyNetwork, device: torch.device) -> None:
-        self.card, self.device = card, device
-        self.network = network.to(device).eval().requires_grad_(False)
+        self.card, self.network = card, network.eval().requires_grad_(False)
+        self.to(device)
         self.requirements = Requirements(card.cameras, card.network.action_size, frame_interval=card.execute)
+
+    def to(self, device: torch.device | str) -> None:
+        """See `Movable`."""
+        self.device = torch.device(device)
+        self.network.to(self.device)
 
     def reset(self, episodes: Sequence[EpisodeStart]) -> None:
         self._words = encode_words([episode.instruction for episode in episodes]).to(self.device)

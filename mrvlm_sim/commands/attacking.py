@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from mrvlm_sim.commands.evaluating import parse_fraction
-from mrvlm_sim.commands.options import Env, Settings, TrustPickle
+from mrvlm_sim.commands.options import Computing, Device, Env, Settings, TrustPickle, torch_device
 from mrvlm_sim.console import console, print_notes, print_table, run_with_progress
 from mrvlm_sim.errors import UserError, unknown_name
 
@@ -58,6 +58,7 @@ def attack(
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default: one in results/runs.")] = None,
     trust_pickle: TrustPickle = False,
+    device: Computing = Device.CPU,
 ) -> None:
     """Attack policies in closed loop, beside clean twins of the same episodes, and say what the worst attack leaves.
 
@@ -81,7 +82,8 @@ def attack(
         list(dict.fromkeys(adversary or [])),
     )
     chosen = tuple(dict.fromkeys(policy))
-    plan = Plan(env, chosen, tuple(conditions), seed, episodes or preset.episodes, trust_pickle=trust_pickle)
+    episodes, where = episodes or preset.episodes, torch_device(device)
+    plan = Plan(env, chosen, tuple(conditions), seed, episodes, trust_pickle=trust_pickle, device=where)
     policies, problems = plan.load()
     if problems:
         raise UserError("\n".join(problems.values()))
@@ -130,6 +132,7 @@ def audit(
     seed: Annotated[int, typer.Option(min=0, help="Names looks and episodes.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in results/runs.")] = None,
+    device: Computing = Device.CPU,
 ) -> None:
     """Are the attacks on a policy as strong as they should be? Every gate passes, fails, is open, or was not run.
 
@@ -148,10 +151,10 @@ def audit(
     from mrvlm_sim.paths import write_atomically
 
     size = parse_fraction(eps)
-    threat = Threat(size, steps, draws=draws)
-    examined = Audit(load_policy(policy), env, threat, looks, seed, attack, surrogate or [])
+    threat, where = Threat(size, steps, draws=draws), torch_device(device)
+    examined = Audit(load_policy(policy, device=where), env, threat, looks, seed, attack, surrogate or [])
     conditions = attack_conditions([attack, "features"], [size, 0.5, 1.0], steps, draws)
-    plan = Plan(env, (policy, "random"), tuple(conditions), seed, episodes)
+    plan = Plan(env, (policy, "random"), tuple(conditions), seed, episodes, device=where)
     _, problems = plan.load()
     if problems:
         raise UserError("\n".join(problems.values()))
@@ -189,6 +192,7 @@ def rings(
     looks: Annotated[int, typer.Option(min=2, help="Single looks of clean episodes, of every policy's own.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Names the looks.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder; default: results/runs/rings-<env>.")] = None,
+    device: Computing = Device.CPU,
 ) -> None:
     """Where in the image attacks bite: in rings around the middle, made comparable in three ways, for every arm."""
     from contextlib import closing
@@ -203,7 +207,8 @@ def rings(
     from mrvlm_sim.tasks import make_env, split_settings
 
     check_judged(attack)
-    threat, policies = Threat(parse_fraction(eps), steps, draws=draws), {policy_name(p): load_policy(p) for p in policy}
+    threat, where = Threat(parse_fraction(eps), steps, draws=draws), torch_device(device)
+    policies = {policy_name(each): load_policy(each, device=where) for each in policy}
     for name, each in policies.items():
         if not isinstance(each, DifferentiablePolicy):
             raise UserError(f"rings are attacked with gradients, which {name} does not give; take an arm with weights")

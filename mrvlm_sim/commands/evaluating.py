@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrvlm_sim.commands.options import OtherEyes, Policies, Reference, Settings, TrustPickle
+from mrvlm_sim.commands.options import (
+    Computing,
+    Device,
+    OtherEyes,
+    Policies,
+    Reference,
+    Settings,
+    TrustPickle,
+    torch_device,
+)
 from mrvlm_sim.console import console, print_report, print_table, run_with_progress
 from mrvlm_sim.errors import UserError
 
@@ -58,6 +67,7 @@ def evaluate(
     ] = False,
     max_episodes: Annotated[int, typer.Option(help="Episodes per policy at which --until-decided gives up.")] = 500,
     trust_pickle: TrustPickle = False,
+    device: Computing = Device.CPU,
 ) -> None:
     """Run policies on the same episodes and end with one table; the same command again goes on where it stopped."""
     from mrvlm_sim.agents.registry import fitting_baselines, policy_name, shipped_arms
@@ -76,7 +86,8 @@ def evaluate(
         if baselines:
             policies = [*policies, *(other for other in fitting_baselines(name) if other not in policies)]
         meant = reference_among(map(policy_name, policies), reference)
-        plans[name] = Plan(name, tuple(policies), tuple(conditions), seed, limit, video, meant, trust_pickle)
+        how = video, meant, trust_pickle, torch_device(device)
+        plans[name] = Plan(name, tuple(policies), tuple(conditions), seed, limit, *how)
     for name, plan in plans.items():
         folder = output / split_settings(name)[0] if output is not None and len(environments) > 1 else output
         run = Evaluation(plan, folder, workers, parse_shard(shard), timeout, retry_errors, until_decided, cluster)
@@ -125,12 +136,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     token: Annotated[str | None, typer.Option(envvar="MRVLM_SIM_TOKEN", help="Clients must know it.")] = None,
     trust_pickle: TrustPickle = False,
+    device: Computing = Device.CPU,
 ) -> None:
     """Serve a policy to `eval --policy ws://HOST:PORT` in other processes or on other machines."""
     from mrvlm_sim.agents.serve import policy_server
 
     try:
-        server = policy_server(policy, host, port, token, trust_pickle)
+        server = policy_server(policy, host, port, token, trust_pickle, torch_device(device))
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from error
     with server:

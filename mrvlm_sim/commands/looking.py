@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mrvlm_sim.commands.options import Arm, Env, Eyes, Settings
+from mrvlm_sim.commands.options import Arm, Device, Env, Eyes, Settings, torch_device
 from mrvlm_sim.console import console, print_table
 from mrvlm_sim.errors import UserError, unknown_name
 
@@ -82,11 +82,14 @@ def list_all() -> None:
 
 def bench(
     quick: Annotated[bool, typer.Option(help="Fewer repetitions.")] = False,
+    device: Annotated[
+        Device, typer.Option(help="cuda measures what computes there: act, training, attacks.")
+    ] = Device.CPU,
 ) -> None:
     """Measure speed on this machine: rendering, wrapper, act, training, episodes per minute."""
     from mrvlm_sim.evaluation.bench import measurements
 
-    for title, measure in measurements(quick):
+    for title, measure in measurements(quick, torch_device(device)):
         print_table(measure(), title)
 
 

@@ -1,9 +1,12 @@
 """Options that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mrvlm_sim.errors import UserError
 
 Env = Annotated[str, typer.Option("--env", help="Environment: a folder in envs/.")]
 Arm = Annotated[str, typer.Option("--arm", help="Arm: a folder in policies/.")]
@@ -39,3 +42,26 @@ OtherEyes = Annotated[
         "or gaze-oracle; repeatable.",
     ),
 ]
+
+
+class Device(StrEnum):
+    """Where networks compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+Computing = Annotated[
+    Device, typer.Option("--device", help="Where policies compute; another device gives other last digits.")
+]
+
+
+def torch_device(device: Device) -> str:
+    """The device that was asked for, as torch calls it; `auto` takes CUDA where there is one."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device is Device.CUDA and not available:
+        raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or see mrvlm-sim doctor")
+    return "cuda" if available and device is not Device.CPU else "cpu"

@@ -6,24 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrvlm_sim.commands.options import Arm, Env, Eyes, Init
+from mrvlm_sim.commands.options import Arm, Device, Env, Eyes, Init, torch_device
 from mrvlm_sim.console import bar, console, log_updates
 from mrvlm_sim.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from mrvlm_sim.agents.card import AdversarialTraining, PolicyCard
     from mrvlm_sim.training.demos import Demonstrations
     from mrvlm_sim.training.session import Folders
-
-
-class Device(StrEnum):
-    """Where to train."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 class Adversary(StrEnum):
@@ -79,6 +69,8 @@ def train_bc(
     eval_episodes: Annotated[int, typer.Option(min=1, help="Episodes of each evaluation.")] = 20,
 ) -> None:
     """Behaviour cloning with the recipe on the arm's card; goes on from the checkpoint if there is one."""
+    import torch
+
     from mrvlm_sim.agents.registry import arm_card
     from mrvlm_sim.evaluation.periodic import quick_success
     from mrvlm_sim.tasks import chosen_environments, own_card, split_settings
@@ -97,7 +89,7 @@ def train_bc(
     folders = Folders(output or default_output(card, "-".join(filter(None, (arm, eyes, adversarial)))))
     demonstrations = [_demonstrations(folders, card, name) for name in card.environments]
     console.print("rendering the demonstrations through this arm's eyes (kept for the next time)")
-    trainer = make_trainer(card, demonstrations, folders, torch_device(device), workers)
+    trainer = make_trainer(card, demonstrations, folders, torch.device(torch_device(device)), workers)
     if trainer.update:
         console.print(f"resuming after update {trainer.update}")
     look = (lambda policy: quick_success(policy, card.environments, eval_episodes)) if eval_every else None
@@ -229,13 +221,3 @@ def _demonstrations(folders: "Folders", card: "PolicyCard", env: str) -> "Demons
             folders.demonstrations, env, recipe.demonstrations, recipe.demonstration_seed, advance
         )
     return Demonstrations.load(path)
-
-
-def torch_device(device: Device) -> "torch.device":
-    """The device that was asked for; `auto` takes CUDA where there is one."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if device is Device.CUDA and not available:
-        raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or see mrvlm-sim doctor")
-    return torch.device("cuda" if available and device is not Device.CPU else "cpu")

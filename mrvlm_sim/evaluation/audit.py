@@ -239,7 +239,7 @@ class Audit:
 
     def _token_gradients(self, policy: TrainedPolicy, index: int, moment: Moment) -> dict[str, Tensor]:
         origins = redraws(self.victim, moment, 1, index)
-        seen, *others = policy.inputs(tensors(moment.frames), origins, moment.observation)
+        seen, *others = policy.inputs(tensors(moment.frames, policy), origins, moment.observation)
         tokens = {camera: values.detach().requires_grad_() for camera, values in seen.items()}
         total = policy.network(tokens, *others)[0].square().sum()
         return dict(zip(tokens, torch.autograd.grad(total, list(tokens.values())), strict=True))
@@ -252,10 +252,10 @@ class Audit:
 
     def _slope_error(self, index: int, moment: Moment) -> float:
         objective, origins = Deviation(self.victim), redraws(self.victim, moment, 1, index)
-        clean = tensors(moment.frames)
+        clean = tensors(moment.frames, self.policy)
         objective.begin(clean, origins, moment.observation)
         rng = np.random.default_rng(index)
-        start = {c: f + torch.from_numpy(rng.uniform(-0.02, 0.02, f.shape)).float() for c, f in clean.items()}
+        start = {c: f + torch.from_numpy(rng.uniform(-0.02, 0.02, f.shape)).to(f) for c, f in clean.items()}
         asked = {camera: frame.clone().requires_grad_() for camera, frame in start.items()}
         loss = objective.loss(asked, origins, moment.observation)
         slopes = dict(zip(asked, torch.autograd.grad(loss, list(asked.values())), strict=True))

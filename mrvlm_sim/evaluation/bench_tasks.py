@@ -8,7 +8,9 @@ from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
+import torch
 
+from mrvlm_sim.agents.policy import CPU
 from mrvlm_sim.gl import one_render_thread
 from mrvlm_sim.tasks import chosen_environments, make_env
 from mrvlm_sim.vision import Jitter, Pyramid
@@ -91,6 +93,12 @@ def timed(call: Callable, spent: dict[str, float], part: str) -> Callable:
             spent[part] += time.perf_counter() - started
 
     return measured
+
+
+def await_device(device: str) -> None:
+    """Let a GPU finish what it was given, so that its time is taken, too."""
+    if device != CPU:
+        torch.cuda.synchronize(device)
 
 
 def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

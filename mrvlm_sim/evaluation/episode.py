@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
+from mrvlm_sim.agents.policy import CPU, EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.moments import sample_moments
@@ -197,7 +197,8 @@ def surrogate_of(reference: str, victim: Victim) -> Victim:
     Raises:
         UserError: there is none of that name, it gives no gradients, or it looks through other cameras.
     """
-    other = victim_of(load_policy(reference), victim.env)
+    device = getattr(victim.policy, "device", CPU)
+    other = victim_of(load_policy(reference, device=str(device)), victim.env)
     return replace(other, policy=Surrogate(other.policy, other.pyramids, victim.pyramids, reference))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mrvlm_sim.agents.policy import CPU
 from mrvlm_sim.agents.registry import policy_identity, policy_name
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.cascade import cascade
@@ -39,7 +40,7 @@ class Evaluation:
         cluster: str | None = None,
         until_broken: bool = False,
     ) -> None:
-        _check_processes(workers, timeout, cluster)
+        _check_processes(workers, timeout, cluster, plan.device)
         self.workers = default_workers() if workers is None and cluster is None else workers
         self.plan, self.timeout, self.cluster = plan, timeout, cluster
         policies, self.problems = plan.load()
@@ -59,7 +60,7 @@ class Evaluation:
             self.store.agree("environment", plan.environment, environment_identity(plan.environment))
             for name, policy in policies.items():
                 described = {"identity": identities[name], "cost": policy_cost(policy), **eyes_of(policy)}
-                self.store.agree("policy", name, described)
+                self.store.agree("policy", name, described | ({"device": plan.device} if plan.device != CPU else {}))
             for condition in plan.conditions:
                 self.store.agree("condition", condition.name, condition_identity(condition))
             session = provenance(plan.environment, self.workers) | {"cluster": cluster}
@@ -134,7 +135,7 @@ class Evaluation:
         return notes + (Race(self.folder, self.plan, self.policies).notes() if self.until_decided else [])
 
 
-def _check_processes(workers: int | None, timeout: float | None, cluster: str | None) -> None:
+def _check_processes(workers: int | None, timeout: float | None, cluster: str | None, device: str) -> None:
     if workers is not None and workers < 0:
         raise UserError(f"--workers must be at least 0, not {workers}")
     if timeout is not None and timeout <= 0:
@@ -144,6 +145,8 @@ def _check_processes(workers: int | None, timeout: float | None, cluster: str | 
     if workers == 0 and timeout is not None:
         raise UserError("--timeout stops worker processes; with --workers 0 there are none: use --workers 1")
     if cluster is not None:
+        if device != CPU:
+            raise UserError(f"--cluster has policies compute on its CPUs, not on {device}; leave one of them out")
         find_cluster(cluster)
 
 

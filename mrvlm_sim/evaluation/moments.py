@@ -80,9 +80,10 @@ def redraws(victim: Victim, moment: Moment, draws: int, seed: int) -> Origins:
 @torch.no_grad()
 def harm(victim: Victim, moment: Moment, attacked: Frames, origins: Origins) -> float:
     """How far the actions until the next look are from the clean ones under the same jitter: 0 to 1, mean over it."""
-    assert isinstance(victim.policy, DifferentiablePolicy)
+    policy = victim.policy
+    assert isinstance(policy, DifferentiablePolicy)
     clean, now = (
-        victim.policy.action_chunks(tensors(frames), origins, moment.observation)[:, : victim.executed].clamp(-1, 1)
+        policy.action_chunks(tensors(frames, policy), origins, moment.observation)[:, : victim.executed].clamp(-1, 1)
         for frames in (moment.frames, attacked)
     )
     return float((now - clean).abs().mean()) / 2

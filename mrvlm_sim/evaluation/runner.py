@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from pebble import ProcessExpired, ProcessPool
 
-from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.agents.policy import CPU, Policy
 from mrvlm_sim.agents.registry import load_for
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.condition import Condition
@@ -41,6 +41,7 @@ class Job:
     episode: int
     video: Path | None = None
     trust_pickle: bool = False
+    device: str = CPU  # of torch, where the policy computes
 
 
 def default_workers() -> int:
@@ -166,7 +167,7 @@ def run_job(job: Job) -> EpisodeRecord:
     """One job in this process; environments and policies are kept between jobs."""
     env = _environment(job.environment)
     try:
-        policy = _policy(job.policy, job.environment, job.trust_pickle)
+        policy = _policy(job.policy, job.environment, job.trust_pickle, job.device)
     except UserError as error:  # it could be loaded once, when the run began
         return raised(job, error)
     arguments = env, job.environment, policy, job.name, job.condition, job.suite_seed, job.episode
@@ -182,8 +183,8 @@ def _environment(name: str) -> SuiteEnv:
 
 
 @cache
-def _policy(reference: str, environment: str, trust_pickle: bool) -> Policy:
-    return load_for(reference, _environment(environment), trust_pickle)
+def _policy(reference: str, environment: str, trust_pickle: bool, device: str) -> Policy:
+    return load_for(reference, _environment(environment), trust_pickle, device)
 
 
 def prepare_worker() -> None:

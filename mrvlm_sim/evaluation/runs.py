@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mrvlm_sim.agents.policy import Policy
+from mrvlm_sim.agents.policy import CPU, Policy
 from mrvlm_sim.agents.registry import load_for, policy_identity, policy_name
 from mrvlm_sim.agents.trained import sha256
 from mrvlm_sim.errors import UserError
@@ -46,6 +46,7 @@ class Plan:
     videos: int = 0  # episodes per policy and condition that are filmed
     reference: str = REFERENCE  # the policy that the others are compared with, if it takes part
     trust_pickle: bool = False  # whether loading a policy may unpickle
+    device: str = CPU  # of torch, where policies compute
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -74,7 +75,7 @@ class Plan:
             for reference in self.policies:
                 name = policy_name(reference)
                 try:
-                    policies[name] = load_for(reference, env, self.trust_pickle)
+                    policies[name] = load_for(reference, env, self.trust_pickle, self.device)
                 except UserError as error:
                     problems[name] = str(error)
         return policies, problems
@@ -94,7 +95,8 @@ class Plan:
         name = policy_name(reference)
         title = f"{name}-{condition.name}-{episode:03d}" + (f"-seed{self.suite_seed}" if self.suite_seed else "")
         film = folder / "videos" / f"{title.replace('/', '-')}.mp4" if episode < self.videos else None
-        return Job(self.environment, reference, name, condition, self.suite_seed, episode, film, self.trust_pickle)
+        what = self.environment, reference, name, condition, self.suite_seed, episode
+        return Job(*what, film, self.trust_pickle, self.device)
 
 
 def environment_identity(name: str) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def run_path(base: Path, plan: Plan, policies: Mapping[str, Any]) -> Path:
     """The folder of a run that was given none: the same plan and the same identities always have the same."""
     conditions = [condition_identity(condition) for condition in plan.conditions]
     parts = [environment_identity(plan.environment), policies, conditions, plan.suite_seed]
+    parts += [plan.device] if plan.device != CPU else []
     name = split_settings(plan.environment)[0].replace("/", "-")
     return base / f"{name}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]}"
 

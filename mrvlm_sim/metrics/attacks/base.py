@@ -66,9 +66,10 @@ class Victim:
     env: SuiteEnv | None = None  # for attackers that know what is where
 
 
-def tensors(frames: Frames) -> TensorFrames:
-    """Frames as a policy takes them for `action_chunks`."""
-    return {camera: torch.from_numpy(frame.astype(np.float32) / 255) for camera, frame in frames.items()}
+def tensors(frames: Frames, policy: object = None) -> TensorFrames:
+    """Frames as a policy takes them for `action_chunks`, on its device if it names one."""
+    device = getattr(policy, "device", None)
+    return {c: torch.from_numpy(frame.astype(np.float32) / 255).to(device) for c, frame in frames.items()}
 
 
 class Attack(ABC):
@@ -124,7 +125,7 @@ class Attack(ABC):
         policy, origins = self.victim.policy, self.placed(observation)
         if not isinstance(policy, DifferentiablePolicy) or origins.keys() != clean.keys():
             return
-        chunks = [policy.action_chunks(tensors(frames), origins, observation) for frames in (clean, attacked)]
+        chunks = [policy.action_chunks(tensors(frames, policy), origins, observation) for frames in (clean, attacked)]
         did, does = (chunk[:, : self.victim.executed].clamp(-1, 1) for chunk in chunks)
         self.deviations.append(float((does - did).abs().mean()) / 2)
 
@@ -182,13 +183,10 @@ class Attack(ABC):
 
     def weights(self, frames: Mapping[str, Tensor]) -> TensorFrames:
         """1 where pixels may be changed and 0 elsewhere: (S, S, 1) for every camera."""
-        sizes = {camera: frame.shape[0] for camera, frame in frames.items()}
-        return {
-            camera: torch.ones(size, size, 1)
-            if self.mask is None
-            else torch.from_numpy(self.mask(size)[..., None]).float()
-            for camera, size in sizes.items()
-        }
+        return {camera: self._weights(frame.shape[0]).to(frame.device) for camera, frame in frames.items()}
+
+    def _weights(self, size: int) -> Tensor:
+        return torch.ones(size, size, 1) if self.mask is None else torch.from_numpy(self.mask(size)[..., None]).float()
 
 
 class Prepared(ABC):

@@ -1,6 +1,6 @@
 """White-box attacks: up the gradient of an objective, in expectation over the jitter (Athalye et al., 2018)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -59,7 +59,7 @@ class GradientAttack(Attack):
 
     def begin(self, frames: Frames, observation: Observation) -> None:
         """A new look: what it shows, what may be changed of it, and what the policy would do."""
-        self.clean, self.observation = tensors(frames), observation
+        self.clean, self.observation = tensors(frames, self.policy), observation
         self.allowed, eps = self.weights(self.clean), self.threat.eps
         self.least = {c: self.allowed[c] * (-f).clamp(min=-eps) for c, f in self.clean.items()}
         self.most = {c: self.allowed[c] * (1 - f).clamp(max=eps) for c, f in self.clean.items()}
@@ -96,7 +96,7 @@ class GradientAttack(Attack):
         return found
 
     def _moved(self, change: Mapping[str, Tensor]) -> Frames:
-        return {camera: (frame + change[camera]).numpy() for camera, frame in self.clean.items()}
+        return {camera: (frame + change[camera]).cpu().numpy() for camera, frame in self.clean.items()}
 
     def climb(self) -> TensorFrames:
         """The change of every frame, within the bound (`within`)."""
@@ -105,8 +105,11 @@ class GradientAttack(Attack):
     def random_change(self, most: float = 1.0) -> TensorFrames:
         """Uniform within the bound, or within a smaller one."""
         eps = min(most, self.threat.eps)
-        drawn = {c: torch.from_numpy(self.rng.uniform(-eps, eps, f.shape)).float() for c, f in self.clean.items()}
-        return self.within(drawn)
+        return self.within({c: self.drawn(eps, f.shape).to(f.device) for c, f in self.clean.items()})
+
+    def drawn(self, eps: float, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers from -eps to eps."""
+        return torch.from_numpy(self.rng.uniform(-eps, eps, shape)).float()
 
     def within(self, change: Mapping[str, Tensor]) -> TensorFrames:
         """The change, clipped to the bound, to the valid range and to what may be changed."""
@@ -124,7 +127,7 @@ class GradientAttack(Attack):
         assert isinstance(self.mask, FreePatch)
         self.begin(frames, observation)
         _, slopes = self.gradient(self.random_change(BESIDE))  # at the frame itself, a deviation has no slope
-        steepest = np.argsort(sum(patch_sums(slope.abs().sum(-1).numpy()) for slope in slopes.values()))[-PLACES:]
+        steepest = np.argsort(sum(patch_sums(slope.abs().sum(-1).cpu().numpy()) for slope in slopes.values()))[-PLACES:]
         worth, origins = dict[tuple[float, float], float](), self.draw(observation)
         for place in (patch_places()[index] for index in steepest.tolist()):
             self.mask.place = place

@@ -49,9 +49,13 @@ class Paint(GradientAttack, Prepared):
         self.paint = paint
 
     def _slope(self, noted: dict[str, TileMap], paint: np.ndarray) -> np.ndarray:
-        change: TensorFrames = {camera: torch.from_numpy(each.spread(paint)) for camera, each in noted.items()}
+        change: TensorFrames = {
+            camera: torch.from_numpy(each.spread(paint)).to(self.clean[camera].device) for camera, each in noted.items()
+        }
         _, slopes = self.gradient(self.within(change))
-        return sum((each.gather(slopes[c].numpy(), len(paint)) for c, each in noted.items()), np.zeros_like(paint))
+        return sum(
+            (each.gather(slopes[c].cpu().numpy(), len(paint)) for c, each in noted.items()), np.zeros_like(paint)
+        )
 
     def take_over(self, other: Self) -> None:
         self.paint = other.paint

@@ -75,7 +75,7 @@ class Search(Attack):
         origins = self.draw(self.observation)
         self.forwards += max(len(places) for places in origins.values())
         if isinstance(self.policy, DifferentiablePolicy):
-            chunks = self.policy.action_chunks(tensors(frames), origins, self.observation)
+            chunks = self.policy.action_chunks(tensors(frames, self.policy), origins, self.observation)
             return chunks[:, : self.victim.executed].clamp(-1, 1).mean(0).cpu().numpy()
         return self._ask_copies(frames, origins)
 

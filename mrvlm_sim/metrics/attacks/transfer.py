@@ -31,6 +31,7 @@ class Surrogate:
                 f"surrogate {name} looks through {theirs}, the attacked policy through {ours}; take another"
             )
         self.policy, self.pyramids = policy, dict(pyramids)
+        self.device = getattr(policy, "device", None)
 
     def action_chunks(self, frames: Mapping[str, Tensor], origins: Origins, observation: Observation) -> Tensor:
         """See `DifferentiablePolicy`."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
-import torch
 
 from mrvlm_sim.metrics.attacks.base import Moment, Prepared, TensorFrames, tensors
 from mrvlm_sim.metrics.attacks.gradient import BESIDE, GradientAttack
@@ -28,8 +27,8 @@ class Universal(GradientAttack, Prepared):
     def prepare(self, moments: Sequence[Moment]) -> None:
         """Find the change, which is kept in `prepared`, and where a patch goes that may lie anywhere."""
         eps, steps = self.threat.eps, PASSES * self.threat.steps
-        shapes = {camera: frame.shape for camera, frame in moments[0].frames.items()}
-        change = {c: torch.from_numpy(self.rng.uniform(-eps, eps, shape)).float() for c, shape in shapes.items()}
+        first = tensors(moments[0].frames, self.policy)
+        change = {c: self.drawn(eps, frame.shape).to(frame.device) for c, frame in first.items()}
         if isinstance(self.mask, FreePatch):
             self.mask.place = self._steepest_place(moments)
         for step in range(steps):
@@ -45,11 +44,12 @@ class Universal(GradientAttack, Prepared):
         for moment in moments:
             self.begin(moment.frames, moment.observation)
             _, slopes = self.gradient(self.random_change(BESIDE))
-            total += sum(patch_sums(slope.abs().sum(-1).numpy()) for slope in slopes.values())
+            total += sum(patch_sums(slope.abs().sum(-1).cpu().numpy()) for slope in slopes.values())
         return patch_places()[int(total.argmax())]
 
     def take_over(self, other: Self) -> None:
         self.prepared, self.mask = other.prepared, other.mask
 
     def propose(self, frames: Frames, observation: Observation) -> Frames:
-        return {camera: (frame + self.prepared[camera]).numpy() for camera, frame in tensors(frames).items()}
+        seen = tensors(frames, self.policy)
+        return {camera: (frame + self.prepared[camera]).cpu().numpy() for camera, frame in seen.items()}
