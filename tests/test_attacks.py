@@ -18,7 +18,7 @@ from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.episode import EpisodeRecord, run_episode
 from mrvlm_sim.metrics import attacks
-from mrvlm_sim.metrics.attacks import Attack, DifferentiablePolicy, Threat, Victim
+from mrvlm_sim.metrics.attacks import Attack, DifferentiablePolicy, Threat, Victim, make_mask
 from mrvlm_sim.metrics.attacks.gradient import PGD
 from mrvlm_sim.metrics.attacks.search import Noise
 from mrvlm_sim.sim.env import ManipulationEnv
@@ -79,17 +79,32 @@ class TestBounds:
             assert moved.max() == attack.largest == int(values)
             assert moved.mean() > 0.3 * int(values), "it uses its bound"
 
-    @settings(max_examples=20)
-    @given(st.floats(-3, 3), st.integers(1, 16))
-    def test_an_attack_that_goes_too_far_is_held_back(self, shove: float, values: int) -> None:
+    @settings(max_examples=40)
+    @given(st.floats(-0.1, 0.1), st.integers(1, 16), st.sampled_from(["frame", "patch@0,0"]))
+    def test_an_attack_that_goes_too_far_is_refused(self, shove: float, values: int, region: str) -> None:
         class Shove(Attack):
             def propose(self, frames: Frames, observation: Observation) -> Frames:
                 return {camera: frame / 255 + shove for camera, frame in frames.items()}
 
         frames = {"wrist": np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)}
         attack = make(Shove, values / 255)
+        attack.mask = make_mask(region)
+        if abs(shove) * 255 > values + 0.5:
+            with pytest.raises(ValueError, match=rf"Shove proposed a change of .*, the bound is {values}/255"):
+                attack(frames, {})
+            return
         moved = change(attack(frames, {}), frames)
         assert np.abs(moved).max() == attack.largest == min(values, round(abs(shove) * 255))
+
+    def test_what_lies_outside_of_a_region_is_left_alone(self) -> None:
+        class Everywhere(Attack):
+            def propose(self, frames: Frames, observation: Observation) -> Frames:
+                return {camera: np.ones(frame.shape) for camera, frame in frames.items()}
+
+        frames = {"wrist": np.full((16, 16, 3), 128, np.uint8)}
+        attack = make(Everywhere, 1.0)
+        attack.mask = make_mask("patch@0,0")
+        assert (change(attack(frames, {}), frames) != 0).all(axis=-1).mean() == pytest.approx(0.05, abs=0.02)
 
     def test_the_largest_change_of_all_frames_is_remembered(self) -> None:
         class Once(Attack):
@@ -252,14 +267,27 @@ class TestAttackedEpisodes:
         self, tiny: TrainedPolicy, brief_env: ManipulationEnv, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Whiten(Attack):
-            """Nothing but white, if it could."""
+            """Nothing but white, as far as it may."""
 
             def propose(self, frames: Frames, observation: Observation) -> Frames:
-                return {camera: np.ones(frame.shape) for camera, frame in frames.items()}
+                return {camera: frame / 255 + self.threat.eps for camera, frame in frames.items()}
 
         monkeypatch.setitem(attacks.ATTACKS, "whiten", Whiten)  # type: ignore[arg-type]
         record = run(brief_env, tiny, Condition("whiten", "sensor", "whiten", 16 / 255))
         assert (record.error, record.largest_change) == ("", 16)
+
+    @pytest.mark.parametrize("by", [1, -1])
+    def test_one_that_breaks_its_bound_becomes_an_error(
+        self, by: int, tiny: TrainedPolicy, brief_env: ManipulationEnv, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Overdone(Attack):
+            def propose(self, frames: Frames, observation: Observation) -> Frames:
+                return {camera: frame / 255 + by * (self.threat.eps + 1 / 255) for camera, frame in frames.items()}
+
+        monkeypatch.setitem(attacks.ATTACKS, "overdone", Overdone)  # type: ignore[arg-type]
+        record = run(brief_env, tiny, Condition("overdone", "sensor", "overdone", 16 / 255))
+        assert record.error.startswith("ValueError: Overdone proposed a change of 17.0/255, the bound is 16/255")
+        assert (record.success, record.steps) == (False, 0)
 
     def test_an_attack_that_fails_becomes_an_error(
         self, tiny: TrainedPolicy, brief_env: ManipulationEnv, monkeypatch: pytest.MonkeyPatch

@@ -1,8 +1,8 @@
 """What all attacks share: the rules that they are held to, and what they can ask of a policy.
 
-`Attack.__call__` owns the rules: it quantises what an attack proposes to whole sensor values, clips it to the bound,
-to the valid range and to the pixels that may be changed, and checks what is fed to the policy. A new attack fills
-`propose`.
+`Attack.__call__` owns the rules: it refuses what breaks the bound, keeps to the pixels that may be changed and to the
+valid range, quantises to whole sensor values, as a camera would, and checks what is fed to the policy. A new attack
+fills `propose`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,6 +21,7 @@ from mrvlm_sim.sim.suite_env import Observation, SuiteEnv
 from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.wrappers.tokens import Frames
 
+ROUNDING = 0.5  # sensor values by which a proposal may miss the bound
 TensorFrames = dict[str, Tensor]  # camera -> float (S, S, 3) in [0, 1]
 Origins = dict[str, np.ndarray]  # camera -> int64 (K, levels, 2), corners of the cutouts in K draws of the jitter
 
@@ -108,7 +109,7 @@ class Attack(ABC):
         """The attacked frames; never further than eps from the clean ones.
 
         Raises:
-            ValueError: the attack proposed something that is not finite, or of another shape.
+            ValueError: the attack proposed something that is not finite, of another shape, or further than eps.
             AssertionError: the bound is broken all the same.
         """
         clean = {camera: frame.copy() for camera, frame in frames.items()}  # whatever an attack does to its own
@@ -136,17 +137,25 @@ class Attack(ABC):
 
     @abstractmethod
     def propose(self, frames: Frames, observation: Observation) -> Frames:
-        """Attacked frames, float (S, S, 3) in units of [0, 1]; bounds and rounding are enforced afterwards."""
+        """Attacked frames, float (S, S, 3) in units of [0, 1], no further than eps from the clean ones.
+
+        Rounding, the valid range and the pixels that may be changed are seen to afterwards.
+        """
 
     def _held(self, clean: np.ndarray, proposed: np.ndarray) -> np.ndarray:
         bound = self.threat.bound
         if proposed.shape != clean.shape or not np.isfinite(proposed).all():
             wrong = f"shape {proposed.shape}" if proposed.shape != clean.shape else "values that are not finite"
             raise ValueError(f"{type(self).__name__} proposed {wrong}; an attack gives finite frames {clean.shape}")
-        change = np.clip(np.rint(proposed * 255) - clean, -bound, bound)
+        change = proposed * 255 - clean
         if self.mask is not None:
             change[~self.mask(clean.shape[0])] = 0
-        attacked = np.clip(clean + change, 0, 255).astype(np.uint8)
+        if (furthest := float(np.abs(change).max())) > 255 * self.threat.eps + ROUNDING:
+            raise ValueError(
+                f"{type(self).__name__} proposed a change of {furthest:.1f}/255, the bound is {bound}/255; "
+                "an attack keeps within threat.eps by itself"
+            )
+        attacked = np.clip(clean + np.clip(np.rint(change), -bound, bound), 0, 255).astype(np.uint8)
         largest = int(np.abs(attacked.astype(np.int16) - clean).max())
         if largest > bound:
             raise AssertionError(f"attack changed a pixel by {largest}/255, the bound is {bound}/255")

@@ -66,7 +66,9 @@ class Paint(GradientAttack, Prepared):
         own = env.model.geom("table").rgba[:3]
         colours = np.clip(np.tile(own, (len(tile_places(env.model, TILE)), 1)), 0, 1)
         colours[: len(self.paint)] = np.clip(own + self.paint, 0, 1)
-        return {c: frame_of_tiles(env, c, frame.shape[0], TILE, colours) / 255 for c, frame in frames.items()}
+        painted = {c: frame_of_tiles(env, c, frame.shape[0], TILE, colours) / 255 for c, frame in frames.items()}
+        eps = self.threat.eps  # light may fall brighter on a square than it did on any that was prepared on
+        return {c: frame / 255 + np.clip(painted[c] - frame / 255, -eps, eps) for c, frame in frames.items()}
 
 
 def _own(env: SuiteEnv | None) -> None:
