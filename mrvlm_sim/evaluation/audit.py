@@ -231,7 +231,7 @@ class Audit:
         for camera, pyramid in self.victim.pyramids.items():
             for level in sorted(set(pyramid.token_levels.tolist())):
                 own = pyramid.token_levels == level
-                share = float(np.mean([(slopes[camera][0, own] != 0).float().mean() for slopes in found]))
+                share = float(np.mean([float((slopes[camera][0, own] != 0).float().mean()) for slopes in found]))
                 gates.append(
                     Gate(f"gradients reach level {level} of {camera}", share > 0, f"{100 * share:.1f} % of it")
                 )

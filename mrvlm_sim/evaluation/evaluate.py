@@ -63,7 +63,7 @@ class Evaluation:
                 self.store.agree("policy", name, described | ({"device": plan.device} if plan.device != CPU else {}))
             for condition in plan.conditions:
                 self.store.agree("condition", condition.name, condition_identity(condition))
-            session = provenance(plan.environment, self.workers) | {"cluster": cluster}
+            session = provenance(plan.environment, self.workers) | {"cluster": cluster, "device": plan.device}
             self.store.note_session(session | {"until_decided": until_decided, "until_broken": until_broken})
             self.store.plan(job_key(job) for job in planned if not (until_decided or until_broken))
             if retry_errors:
