@@ -15,7 +15,7 @@ from tiny import save_tiny
 from mrvlm_sim.agents.registry import BASELINES, arm_cards
 from mrvlm_sim.agents.trained import CARD
 from mrvlm_sim.cli import main
-from mrvlm_sim.commands.evaluating import parse_fraction
+from mrvlm_sim.commands.evaluating import parse_fraction, parse_severities
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.store import read_episodes
 from mrvlm_sim.metrics.attacks import ATTACKS
@@ -86,6 +86,11 @@ class TestWrongInput:
             ((*EVAL, "--policy", "uniform-257"), ["policy 'uniform-257'", "'uniform-256'?", "expert", *arm_cards()]),
             ((*EVAL, "--policy", "expert", "--eps", "4/255"), ["--attack, or leave it out"]),
             ((*EVAL, "--policy", "expert", "--severity", "1"), ["--shift, or leave it out"]),
+            (
+                (*EVAL, "--policy", "expert", "--shift", "noise", "--severity", "mild"),
+                ["from 0 to 1, or all, not mild"],
+            ),
+            ((*EVAL, "--policy", "expert", "--shift", "noise", "--severity", "3"), ["between 0 and 1, not 3"]),
             ((*EVAL, "--policy", "expert", "--attack", "pgf"), ["attack 'pgf'", "'pgd'?", "noise, paint, pgd"]),
             (("view", "--env", "pick_place", "--arm", "uniform-48"), ["arm 'uniform-48'", "'uniform-49'?"]),
             (("view", "--env", "pikplace", "--arm", "uniform-49"), ["environment 'pikplace'", "'pick_place'?"]),
@@ -221,6 +226,13 @@ def test_what_is_no_fraction(text: str) -> None:
     with pytest.raises(UserError, match="--eps must be a number or a fraction such as 4/255") as error:
         parse_fraction(text)
     assert repr(text) in str(error.value)
+
+
+def test_severities() -> None:
+    assert parse_severities(["0.5", "1", "0.5"]) == [0.5, 1.0]
+    assert parse_severities(["1", "all"]) == [1.0, 0.2, 0.4, 0.6, 0.8]
+    with pytest.raises(UserError, match="--severity takes numbers from 0 to 1, or all, not most"):
+        parse_severities(["most"])
 
 
 class TestWhatThereIs:

@@ -250,3 +250,11 @@ class TestTheCommand:
         conditions = attack_conditions(["noise"], [4 / 255], 1, 1)
         with pytest.raises(UserError, match="expert sees nothing"):
             check_attackable({"expert": load_policy("expert")}, conditions)
+
+    def test_eval_says_so_too(self, tmp_path: Path) -> None:
+        (tmp_path / "looks.py").write_text(LOOKS)
+        policy = ["--policy", f"{tmp_path / 'looks.py'}:Looks", "--no-baselines", "--episodes", "1", "--workers", "0"]
+        attacked = ["--attack", "pgd", "--attack", "noise", "--output", str(tmp_path / "run")]
+        result = CliRunner().invoke(app, ["eval", "--env", BRIEF, *policy, *attacked])
+        assert result.exit_code == 0, result.output
+        assert "Looks gives no gradients for pgd; what fits it is noise, best-noise" in " ".join(result.output.split())

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mrvlm_sim.evaluation.condition import Condition
     from mrvlm_sim.evaluation.evaluate import Evaluation
 
+SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)  # as many as the corruption benchmarks of image classifiers have
+
 
 def evaluate(
     env: Annotated[
@@ -47,7 +49,8 @@ def evaluate(
         ),
     ] = None,
     severity: Annotated[
-        list[float] | None, typer.Option(help="Of every shift, from 0 to 1; repeatable. Default: 0.5.")
+        list[str] | None,
+        typer.Option(help="Of every shift, from 0 to 1, or all: 0.2, 0.4 ... 1; repeatable. Default: 0.5."),
     ] = None,
     eyes: OtherEyes = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core (of the cluster).")] = None,
@@ -105,7 +108,7 @@ def evaluate(
 
 
 def _conditions(
-    attacks: list[str], eps: str | None, steps: int, shifts: list[str], severities: list[float], eyes: list[str]
+    attacks: list[str], eps: str | None, steps: int, shifts: list[str], severities: list[str], eyes: list[str]
 ) -> "list[Condition]":
     from mrvlm_sim.evaluation.condition import conditions_of
 
@@ -115,19 +118,22 @@ def _conditions(
         raise UserError("--eps is the size of attacks; name some with --attack, or leave it out")
     size, changes = (
         parse_fraction(eps or "4/255"),
-        [*product(dict.fromkeys(shifts), dict.fromkeys(severities or [0.5]))],
+        [*product(dict.fromkeys(shifts), parse_severities(severities or ["0.5"]))],
     )
     return conditions_of(list(dict.fromkeys(attacks)), size, steps, changes, list(dict.fromkeys(eyes)))
 
 
 def _run(run: "Evaluation", reference: str, title: str) -> bool:
     """Carry out one environment's plan and print its table; whether it was interrupted."""
+    from mrvlm_sim.evaluation.robustness import unfit_notes
+
     if run.resumed:
         console.print(f"{run.resumed} episodes are there already", style="yellow")
     try:
         return run_with_progress(run)
     finally:
-        print_report(run.folder, run.finish(), reference, title, run.notes())
+        notes = [*run.notes(), *unfit_notes(run.policies, run.plan.conditions)]
+        print_report(run.folder, run.finish(), reference, title, notes)
 
 
 def serve(
@@ -161,6 +167,19 @@ def parse_fraction(text: str) -> float:
         return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"--eps must be a number or a fraction such as 4/255, not {text!r}") from error
+
+
+def parse_severities(texts: list[str]) -> list[float]:
+    """Each severity once; `all` stands for five of them.
+
+    Raises:
+        UserError: one is no number.
+    """
+    try:
+        found = [number for text in texts for number in (SEVERITIES if text == "all" else [float(text)])]
+    except ValueError as error:
+        raise UserError(f"--severity takes numbers from 0 to 1, or all, not {', '.join(texts)}") from error
+    return list(dict.fromkeys(found))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

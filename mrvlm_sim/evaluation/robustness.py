@@ -132,14 +132,26 @@ def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condit
         if not requirements_of(policy).cameras:
             notes.append(f"{name} sees nothing that could be attacked")
         elif amiss:
-            without = ", ".join(attack for attack, kind in ATTACKS.items() if not kind.white_box)
-            named = ", ".join(dict.fromkeys(str(condition.attack) for condition in amiss))
-            notes.append(
-                f"{name} gives no gradients for {named}; what fits it is {without}, or attacks from a surrogate"
-            )
+            notes.append(_unfit(name, amiss))
     if not fitting:
         raise UserError("\n".join(notes))
     return notes
+
+
+def unfit_notes(policies: Mapping[str, Policy], conditions: Sequence[Condition]) -> list[str]:
+    """What fits the policies that see, but that some of the attacks do not fit."""
+    amiss = {
+        name: [condition for condition in conditions if not condition.applies_to(policy)]
+        for name, policy in policies.items()
+        if requirements_of(policy).cameras
+    }
+    return [_unfit(name, each) for name, each in amiss.items() if each]
+
+
+def _unfit(name: str, amiss: Sequence[Condition]) -> str:
+    without = ", ".join(attack for attack, kind in ATTACKS.items() if not kind.white_box)
+    named = ", ".join(dict.fromkeys(str(condition.attack) for condition in amiss))
+    return f"{name} gives no gradients for {named}; what fits it is {without}, or attacks from a surrogate"
 
 
 def _strangers(name: str, policy: Policy, adversaries: set[Any]) -> list[str]:
