@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = sorted(path.parent for path in RESULTS.glob("**/provenance.json") if "runs" not in path.parts)
 ATTACKED = sorted(path for path in RESULTS.glob("**/robustness.csv") if "runs" not in path.parts)
 BOTH = (EPISODES, PROVENANCE)
+BOTH_TASKS = ["reach", "pick_place"]
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -59,17 +60,32 @@ def test_what_attacks_left_comes_of_the_episodes(path: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("folder", "audits", "reference", "policies", "control"),
+    ("folder", "runs", "audits", "reference", "policies", "control"),
     [
-        (".", "audit-*", "generalist/uniform-49", [], "generalist/uniform-49-lowpass"),
-        ("hardened", "audit-*-hardened-*", "hardened/uniform-49", ["hardened/pyramid-48-embedded"], None),
+        (".", BOTH_TASKS, "audit-*", "generalist/uniform-49", [], "generalist/uniform-49-lowpass"),
+        ("hardened", BOTH_TASKS, "audit-*-hardened-*", "hardened/uniform-49", ["hardened/pyramid-48-embedded"], None),
+        ("pick_place-gpu", ["pick_place-gpu"], "audit-pick_place-uniform-49", "generalist/uniform-49", [], None),
+        (
+            "pick_place-hardened",
+            ["pick_place-hardened"],
+            "audit-pick_place-hardened-*",
+            "hardened/uniform-49",
+            [],
+            None,
+        ),
     ],
 )
 def test_the_verdicts_come_of_attacks_audits_and_rings(
-    folder: str, audits: str, reference: str, policies: list[str], control: str | None, tmp_path: Path
+    folder: str,
+    runs: list[str],
+    audits: str,
+    reference: str,
+    policies: list[str],
+    control: str | None,
+    tmp_path: Path,
 ) -> None:
     robustness = RESULTS / "robustness"
-    attacked = [copied(robustness / name, tmp_path / name) for name in ("reach", "pick_place")]
+    attacked = [copied(robustness / name, tmp_path / name) for name in runs]
     rings = sorted(robustness.glob("rings-*"), reverse=True) if control else []
     write_verdicts(tmp_path, attacked, sorted(robustness.glob(audits)), rings, reference, control, policies)
     for name in ("verdicts.md", "verdicts.csv", "survival.csv"):

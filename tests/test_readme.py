@@ -57,7 +57,8 @@ def test_the_suite_and_the_shifts_are_the_published_ones() -> None:
     assert (ROOT / "results" / "acuity" / "thresholds.md").read_text(encoding="utf-8") in RESULTS
     assert (ROOT / "results" / "acuity-eyes" / "right.md").read_text(encoding="utf-8") in RESULTS
     runs = ("reach-hardened-stronger", "reach-adversary", "reach-unhardened", "reach-noise")
-    for table in ("verdicts", "hardened/verdicts", *(f"{run}/robustness" for run in runs)):
+    verdicts = [f"{folder}/verdicts" for folder in (".", "hardened", "pick_place-gpu", "pick_place-hardened")]
+    for table in (*verdicts, *(f"{run}/robustness" for run in runs)):
         assert (ROOT / "results" / "robustness" / f"{table}.md").read_text(encoding="utf-8") in RESULTS
     for run in ("suite-shifts", "suite-shifts-frames"):
         assert (ROOT / "results" / run / "conditions.md").read_text(encoding="utf-8") in RESULTS
