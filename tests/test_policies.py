@@ -15,9 +15,10 @@ from conftest import BRIEF_STEPS
 from tiny import save_tiny
 
 from mrvlm_sim.agents.baselines import NoOpPolicy, RandomPolicy, ScriptedExpert
-from mrvlm_sim.agents.policy import check_compatible
+from mrvlm_sim.agents.policy import check_compatible, requirements_of
 from mrvlm_sim.agents.registry import arm_cards, load_policy, policy_identity, policy_name, shipped_arms
 from mrvlm_sim.agents.trained import CARD, WEIGHTS, TrainedPolicy, sha256
+from mrvlm_sim.cards import differences
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.catalogue import catalogue
 from mrvlm_sim.evaluation.condition import Condition
@@ -117,6 +118,40 @@ class TestLoadingByName:
     )
     def test_what_it_is_called_in_tables(self, reference: str, name: str) -> None:
         assert policy_name(reference) == name
+
+
+class TestSettings:
+    """`[execute=1]` after a trained policy: the same weights, looking in every step."""
+
+    def test_it_looks_more_often_and_is_another_policy(self, tiny_folder: Path) -> None:
+        plain, set_so = str(tiny_folder), f"{tiny_folder}[execute=1]"
+        often, seldom = load_policy(set_so), load_policy(plain)
+        assert requirements_of(often).frame_interval == 1 < requirements_of(seldom).frame_interval
+        assert policy_name(set_so) == f"{policy_name(plain)}[execute=1]"
+        cards = [policy_identity(reference)["card"] for reference in (plain, set_so)]
+        assert list(differences(*cards)) == [("execute", cards[0]["execute"], 1)]
+
+    def test_of_an_arm(self) -> None:
+        assert requirements_of(load_policy("uniform-49[execute=2]")).frame_interval == 2
+        assert policy_name("uniform-49[execute=2]") == "uniform-49[execute=2]"
+
+    def test_a_folder_of_that_very_name_is_meant(self, tiny_folder: Path) -> None:
+        folder = tiny_folder.rename(tiny_folder.with_name("odd[execute=1]"))
+        assert requirements_of(load_policy(str(folder))).frame_interval > 1
+
+    @pytest.mark.parametrize(
+        ("reference", "message"),
+        [
+            ("uniform-49[exec=1]", "unknown setting of a policy 'exec'. Did you mean 'execute'"),
+            ("uniform-49[execute=9]", "execute=9: execute must be at most network.chunk = 8, not 9"),
+            ("uniform-49[execute=0]", "execute=0: Input should be greater than or equal to 1"),
+            ("uniform-49[execute=often]", "execute=often: Input should be a valid integer"),
+            ("uniform-48[execute=1]", "Did you mean 'uniform-49'"),
+            ("expert[execute=1]", "Did you mean 'expert'"),
+        ],
+    )
+    def test_what_cannot_be_set(self, reference: str, message: str) -> None:
+        assert message in refusal(reference)
 
 
 class TestPlugins:

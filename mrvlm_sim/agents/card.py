@@ -1,11 +1,12 @@
 """The policy card: everything needed to run a trained policy and to train it again."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from mrvlm_sim.cards import Card
-from mrvlm_sim.errors import UserError
+from mrvlm_sim.errors import UserError, unknown_name
 from mrvlm_sim.models import NetworkConfig
 from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.vision.eyes import changed_eyes, gaze_size
@@ -13,6 +14,7 @@ from mrvlm_sim.vision.eyes import changed_eyes, gaze_size
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+SETTINGS = ("execute",)  # what may change on a card without training
 
 
 class AdversarialTraining(Card):
@@ -158,6 +160,22 @@ class PolicyCard(Card):
             return type(self).model_validate({**dict(self), **changed, "summary": f"{self.summary} Eyes: {name}."})
         except ValidationError as error:
             raise UserError(f"eyes {name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
+        """The same weights with another value of what may change without training: `SETTINGS`.
+
+        Raises:
+            UserError: no such setting, or a value that does not fit the arm.
+        """
+        for name in settings:
+            if name not in SETTINGS:
+                raise unknown_name("setting of a policy", name, SETTINGS)
+        try:
+            return type(self).model_validate({**dict(self), **settings}, strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            said = f"{', '.join(f'{name}={value}' for name, value in settings.items())}: {problem['msg']}"
+            raise UserError(said.replace("Value error, ", "")) from error
 
     def with_recipe(self, **changed: AdversarialTraining | int | str | None) -> Self:
         """The arm with other values in its recipe of cloning; untrained. None is left as it is on the card.

@@ -159,12 +159,31 @@ def _build(reference: str) -> Policy:
 
 
 def _folder_name(reference: str) -> str:
-    folder = Path(reference).resolve()
-    return folder.parent.name if folder.name == "policy" else folder.name  # `train` calls its result `policy`
+    path, settings = _settings_apart(reference)
+    folder = Path(path).resolve()
+    name = folder.parent.name if folder.name == "policy" else folder.name  # `train` calls its result `policy`
+    return f"{name}[{', '.join(f'{key}={value}' for key, value in settings.items())}]" if settings else name
 
 
-def _card_identity(path: Path) -> Identity:
-    return {"card": read_card(path, PolicyCard).model_dump(mode="json")}
+def _settings_apart(reference: str) -> tuple[str, dict[str, Any]]:
+    """An arm or a folder, and what is set of it, as in `uniform-49[execute=1]`."""
+    return (reference, {}) if Path(reference).exists() else split_settings(reference)
+
+
+def _trained(reference: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of an arm or of another trained policy, and what is set of it."""
+    name, settings = _settings_apart(reference)
+    return arm_cards()[name].parent if name in arm_cards() else Path(name), settings
+
+
+def _load_trained(reference: str) -> Policy:
+    folder, settings = _trained(reference)
+    return load_trained(folder, settings=settings)
+
+
+def _card_identity(reference: str) -> Identity:
+    folder, settings = _trained(reference)
+    return {"card": read_card(folder / CARD, PolicyCard).with_settings(settings).model_dump(mode="json")}
 
 
 def _plugin_identity(name: str) -> Identity:
@@ -189,9 +208,9 @@ KINDS = (  # the first that is meant is taken
         identity=lambda name, _: {"baseline": name},
     ),
     Kind(  # arm
-        meant=lambda name: name in arm_cards(),
-        load=lambda name, _: load_trained(arm_cards()[name].parent),
-        identity=lambda name, _: _card_identity(arm_cards()[name]),
+        meant=lambda name: _settings_apart(name)[0] in arm_cards(),
+        load=lambda name, _: _load_trained(name),
+        identity=lambda name, _: _card_identity(name),
     ),
     Kind(
         meant=lambda name: name in plugins(),
@@ -229,9 +248,9 @@ KINDS = (  # the first that is meant is taken
         name=lambda reference: reference.rpartition(":")[2],
     ),
     Kind(
-        meant=lambda path: Path(path).is_dir(),
-        load=lambda path, _: load_trained(Path(path)),
-        identity=lambda path, _: _card_identity(Path(path) / CARD),
+        meant=lambda path: Path(_settings_apart(path)[0]).is_dir(),
+        load=lambda path, _: _load_trained(path),
+        identity=lambda path, _: _card_identity(path),
         name=_folder_name,
     ),
 )

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -86,13 +87,15 @@ class TrainedPolicy:
         return tokens, boxes, proprio, words
 
 
-def load_trained(folder: Path, device: torch.device | None = None) -> TrainedPolicy:
-    """Load a policy folder.
+def load_trained(
+    folder: Path, device: torch.device | None = None, settings: Mapping[str, Any] = MappingProxyType({})
+) -> TrainedPolicy:
+    """Load a policy folder; `settings` see `PolicyCard.with_settings`.
 
     Raises:
         UserError: the card is malformed or untrained; the weights are missing, damaged, or not those of the card.
     """
-    card = read_card(folder / CARD, PolicyCard)
+    card = read_card(folder / CARD, PolicyCard).with_settings(settings)
     path = folder / WEIGHTS
     if card.weights is None or not path.is_file():
         raise UserError(f"{folder} has no trained weights; train them: mrvlm-sim train bc --arm {_arm_name(folder)}")

@@ -15,7 +15,8 @@ Policies = Annotated[
     typer.Option(
         "--policy",
         help="An arm, expert, random, noop, module:Class, file.py:Class, folder, ws://HOST:PORT, "
-        "openpi://HOST:PORT or its card.toml, model.zip of SB3; repeatable.",
+        "openpi://HOST:PORT or its card.toml, model.zip of SB3; repeatable. "
+        "An arm or a folder with \\[execute=1] after it looks in every step.",
     ),
 ]
 Settings = Annotated[
