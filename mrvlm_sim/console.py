@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from mrvlm_sim.evaluation.episode import EpisodeRecord
     from mrvlm_sim.evaluation.evaluate import Evaluation
 
-console = Console(width=None if sys.stdout.isatty() else 200)
+console = Console(width=None if sys.stdout.isatty() else 200, markup=False)  # names have brackets of their own
 
 
 def print_report(folder: Path, table: "pd.DataFrame", reference: str, title: str, notes: Sequence[str]) -> None:
@@ -35,21 +34,21 @@ def print_report(folder: Path, table: "pd.DataFrame", reference: str, title: str
 
 def print_notes(notes: Sequence[str]) -> None:
     for note in notes:
-        console.print(note, style="yellow", markup=False, soft_wrap=True)
+        console.print(note, style="yellow", soft_wrap=True)
 
 
 def print_table(frame: "pd.DataFrame", title: str) -> None:
-    """Columns of text, wrapped where the terminal is narrow."""
+    """Columns of text, folded where the terminal is narrow: nothing is left out."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in frame:
-        table.add_column(escape(str(column)), justify="left" if column == frame.columns[0] else "right")
+        table.add_column(str(column), justify="left" if column == frame.columns[0] else "right", overflow="fold")
     for row in frame.astype(str).itertuples(index=False):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)
 
 
 def progress_bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console)
 
 

@@ -1,5 +1,6 @@
 """The command line: what people type, what they read back, and with which exit code it ends."""
 
+import io
 import json
 import re
 import sys
@@ -8,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v3 as iio
+import pandas as pd
 import pytest
 from processes import start
+from rich.console import Console
 from tiny import save_tiny
 
 from mrvlm_sim.agents.registry import BASELINES, arm_cards
 from mrvlm_sim.agents.trained import CARD
 from mrvlm_sim.cli import main
 from mrvlm_sim.commands.evaluating import parse_fraction, parse_severities
+from mrvlm_sim.console import print_table
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.store import read_episodes
 from mrvlm_sim.metrics.attacks import ATTACKS
@@ -233,6 +237,16 @@ def test_severities() -> None:
     assert parse_severities(["1", "all"]) == [1.0, 0.2, 0.4, 0.6, 0.8]
     with pytest.raises(UserError, match="--severity takes numbers from 0 to 1, or all, not most"):
         parse_severities(["most"])
+
+
+def test_a_narrow_table_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the end of a name, by which two may differ, nor what is in brackets, which rich takes for a style."""
+    narrow = Console(file=io.StringIO(), width=30, markup=False)
+    monkeypatch.setattr("mrvlm_sim.console.console", narrow)
+    print_table(pd.DataFrame({"policy": ["generalist/uniform-49[execute=1]"], "success": ["100.0"]}), "a [bold] title")
+    shown = "".join(line.split("│")[1].strip() for line in narrow.file.getvalue().splitlines() if line.startswith("│"))
+    assert shown == "generalist/uniform-49[execute=1]"
+    assert "a [bold] title" in narrow.file.getvalue()
 
 
 class TestWhatThereIs:

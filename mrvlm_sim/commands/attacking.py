@@ -178,7 +178,7 @@ def audit(
     write_atomically(run.folder / "audit.md", "\n\n".join(parts) + "\n")
     print_table(owed, f"what {attack} does to {name} by what it knows of the jitter")
     print_table(shown, f"audit of {attack} on {name} in {env} at {eps}")
-    console.print(verdict(gates), markup=False, soft_wrap=True)
+    console.print(verdict(gates), soft_wrap=True)
     console.print(f"results: {run.folder}")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from mrvlm_sim.commands.options import Arm, Device, Env, Eyes, Settings, torch_device
 from mrvlm_sim.console import console, print_table
@@ -101,7 +102,7 @@ def doctor() -> None:
     table = Table("", "", "", "remedy", box=None)
     colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
     for finding in findings:
-        status = f"[{colours[finding.status]}]{finding.status}[/]"
+        status = Text(finding.status, colours[finding.status])
         table.add_row(status, finding.name, finding.detail, finding.remedy)
     console.print(table)
     if any(finding.status == "missing" for finding in findings):

@@ -70,7 +70,7 @@ def replay(
     if video is not None:
         console.print(f"wrote {video}")
     for difference in replayed.differences:
-        console.print(f"differs from the record: {difference}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"differs from the record: {difference}", style="bold red", soft_wrap=True)
     if replayed.differences:
         raise typer.Exit(1)
     console.print("the same as recorded, to the bit")

@@ -160,7 +160,7 @@ def train_rl(
         console.print(f"saved up to step {training.saved}; the same command goes on from there")
         raise
     folder = finish(training)
-    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}", markup=False)
+    console.print(f"policy: {folder}; evaluate it with mrvlm-sim eval --env {env} --policy {folder}")
 
 
 def train_adversary(
