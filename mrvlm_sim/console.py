@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mrvlm_sim.evaluation.episode import EpisodeRecord
     from mrvlm_sim.evaluation.evaluate import Evaluation
 
-console = Console(width=None if sys.stdout.isatty() else 200, markup=False)  # names have brackets of their own
+console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)  # names have [] and :
 
 
 def print_report(folder: Path, table: "pd.DataFrame", reference: str, title: str, notes: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def print_table(frame: "pd.DataFrame", title: str) -> None:
-    """Columns of text, folded where the terminal is narrow: nothing is left out."""
+    """Columns of text, folded where the terminal is narrow, so that names that differ at their end still do."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in frame:
         table.add_column(str(column), justify="left" if column == frame.columns[0] else "right", overflow="fold")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BRIEF_STEPS
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import PYRAMID
 
@@ -89,12 +89,28 @@ class TestBounds:
         frames = {"wrist": np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)}
         attack = make(Shove, values / 255)
         attack.mask = make_mask(region)
-        if abs(shove) * 255 > values + 0.5:
-            with pytest.raises(ValueError, match=rf"Shove proposed a change of .*, the bound is {values}/255"):
+        assume(abs(abs(shove) * 255 % 1 - 0.5) > 1e-6)  # not half a sensor value, which may be rounded either way
+        proposed = round(abs(shove) * 255)
+        if proposed > values:
+            with pytest.raises(
+                ValueError, match=rf"Shove proposed a change of {proposed}/255, the bound is {values}/255"
+            ):
                 attack(frames, {})
             return
         moved = change(attack(frames, {}), frames)
-        assert np.abs(moved).max() == attack.largest == min(values, round(abs(shove) * 255))
+        assert np.abs(moved).max() == attack.largest == proposed
+
+    def test_half_a_sensor_value_goes_to_the_even_one(self) -> None:
+        """Whatever the change: outcomes of attacks hang on it."""
+
+        class Half(Attack):
+            def propose(self, frames: Frames, observation: Observation) -> Frames:
+                return {camera: (frame + 0.5) / 255 for camera, frame in frames.items()}
+
+        frames = {"wrist": np.tile(np.array([10, 11], np.uint8), (4, 2))[..., None].repeat(3, axis=-1)}
+        moved = change(make(Half, 2 / 255)(frames, {}), frames)
+        assert (moved[:, 0::2] == 0).all()
+        assert (moved[:, 1::2] == 1).all()
 
     def test_what_lies_outside_of_a_region_is_left_alone(self) -> None:
         class Everywhere(Attack):
@@ -286,7 +302,7 @@ class TestAttackedEpisodes:
 
         monkeypatch.setitem(attacks.ATTACKS, "overdone", Overdone)  # type: ignore[arg-type]
         record = run(brief_env, tiny, Condition("overdone", "sensor", "overdone", 16 / 255))
-        assert record.error.startswith("ValueError: Overdone proposed a change of 17.0/255, the bound is 16/255")
+        assert record.error.startswith("ValueError: Overdone proposed a change of 17/255, the bound is 16/255")
         assert (record.success, record.steps) == (False, 0)
 
     def test_an_attack_that_fails_becomes_an_error(

@@ -186,11 +186,12 @@ class TestWholeEpisodes:
 
     def test_no_frame_of_an_episode_may_be_changed_by_more_than_the_bound(self) -> None:
         conditions = {"clean": {"attack": None, "eps": 0.0}, "pgd": {"attack": "pgd", "eps": 4 / 255}}
-        rows = pd.DataFrame({"condition": ["clean", "pgd", "pgd"], "largest_change": [0, 4, 3]})
+        rows = pd.DataFrame({"condition": ["clean", "pgd", "pgd"], "largest_change": [0, 4, 3], "error": ""})
         assert loop_bound_gate(rows, conditions).passed is True
         broken = loop_bound_gate(rows.assign(largest_change=[0, 4, 5]), conditions)
         assert (broken.passed, broken.name in UNFAIR) == (False, True)
         assert loop_bound_gate(rows[:1], conditions).word == "not run"
+        assert loop_bound_gate(rows.assign(error=["", "", "ValueError: too far"]), conditions).passed is None
 
     def test_they_fail_when_much_is_left(self) -> None:
         table = lines(("clean", 0, 1.0, 0.7), ("pgd", 0.5, 0.9, 0.6), ("pgd", 1.0, 0.3, 0.1))

@@ -15,10 +15,11 @@ from mrvlm_sim.evaluation.audit import Audit
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.evaluate import Evaluation
 from mrvlm_sim.evaluation.moments import sample_moments
+from mrvlm_sim.evaluation.report import session_notes
 from mrvlm_sim.evaluation.runs import Plan
-from mrvlm_sim.evaluation.store import read_episodes
+from mrvlm_sim.evaluation.store import read_episodes, read_parts
 from mrvlm_sim.metrics.attacks import ATTACKS, Threat, Victim
-from mrvlm_sim.metrics.attacks.base import Prepared
+from mrvlm_sim.metrics.attacks.base import Prepared, device_of, tensors
 
 MOVABLE = """
 import numpy as np
@@ -56,8 +57,33 @@ class TestWhereItIsTold:
         assert load_policy(mine, device="cuda").device == "cuda"
         assert load_policy(mine).device == "nowhere"
 
-    def test_one_without_stays(self) -> None:
-        assert not hasattr(load_policy("random", device="cuda"), "device")
+    def test_one_without_stays(self, tmp_path: Path) -> None:
+        run = Evaluation(Plan("reach", ("random",), (Condition(),), 0, 1, device="cuda"), tmp_path / "run", 0)
+        run.finish()
+        assert "device" not in read_parts(tmp_path / "run", "policy")["random"]
+
+    def test_one_that_cannot_be_moved_is_left_out(self, tmp_path: Path) -> None:
+        (tmp_path / "stuck.py").write_text(MOVABLE.replace("self.device = device", "raise MemoryError('full')"))
+        with pytest.raises(UserError, match=r"stuck.py:Mine cannot compute on cuda: MemoryError: full"):
+            load_policy(f"{tmp_path / 'stuck.py'}:Mine", device="cuda")
+
+    def test_attacks_are_where_the_policy_is(self) -> None:
+        """`meta` is a device that every machine has."""
+
+        class Named:
+            def __init__(self, device: object) -> None:
+                self.device = device
+
+        assert device_of(torch.nn.Linear(1, 1, device="meta")) == torch.device("meta")
+        assert device_of(Named(torch.device("meta"))) == torch.device("meta")
+        assert {device_of(Named(other)) for other in (None, "franka0", 3)} == {torch.device("cpu")}
+        frames = {"wrist": np.zeros((4, 4, 3), np.uint8)}
+        assert tensors(frames, Named(torch.device("meta")))["wrist"].is_meta
+
+    def test_readers_are_told(self) -> None:
+        said = {"versions": {}, "renderer": "llvmpipe"}
+        assert session_notes([said, said | {"device": "cpu"}]) == []
+        assert session_notes([said, said | {"device": "cuda: X1"}]) == ["policies computed on cpu, cuda: X1"]
 
     def test_workers_are_told_too(self, mine: str, tmp_path: Path) -> None:
         plan = Plan("reach", (mine,), (Condition(),), 0, 1, device="cuda")

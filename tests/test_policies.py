@@ -133,7 +133,7 @@ class TestSettings:
 
     def test_of_an_arm(self) -> None:
         assert requirements_of(load_policy("uniform-49[execute=2]")).frame_interval == 2
-        assert policy_name("uniform-49[execute=2]") == "uniform-49[execute=2]"
+        assert policy_name("uniform-49[ execute = 2 ]") == "uniform-49[execute=2]"
 
     def test_a_folder_of_that_very_name_is_meant(self, tiny_folder: Path) -> None:
         folder = tiny_folder.rename(tiny_folder.with_name("odd[execute=1]"))
@@ -142,6 +142,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("reference", "message"),
         [
+            ("uniform-49[execute=1", "Did you mean 'uniform-49'"),
+            ("uniform-49[execute=1;execute=2]", "sets execute twice"),
             ("uniform-49[exec=1]", "unknown setting of a policy 'exec'. Did you mean 'execute'"),
             ("uniform-49[execute=9]", "execute=9: execute must be at most network.chunk = 8, not 9"),
             ("uniform-49[execute=0]", "execute=0: Input should be greater than or equal to 1"),

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.cli import app
 from mrvlm_sim.errors import UserError
+from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.robustness import (
     BUDGETS,
     WORST,
@@ -21,6 +22,7 @@ from mrvlm_sim.evaluation.robustness import (
     preset_attacks,
     pretty_robustness,
     robustness_table,
+    unfit_notes,
     worst_of,
 )
 from mrvlm_sim.evaluation.store import read_episodes
@@ -258,3 +260,9 @@ class TestTheCommand:
         result = CliRunner().invoke(app, ["eval", "--env", BRIEF, *policy, *attacked])
         assert result.exit_code == 0, result.output
         assert "Looks gives no gradients for pgd; what fits it is noise, best-noise" in " ".join(result.output.split())
+
+    def test_other_conditions_are_no_attacks(self) -> None:
+        """A uniform arm has no other eyes to look through, but gradients."""
+        conditions = [Condition(), Condition("still", eyes="still"), Condition("pgd", "sensor", "pgd", 4 / 255)]
+        assert not conditions[1].applies_to(load_policy("uniform-49"))
+        assert unfit_notes({"uniform-49": load_policy("uniform-49")}, conditions) == []

@@ -48,7 +48,8 @@ class Policy(Protocol):
 
 @runtime_checkable
 class Movable(Protocol):
-    """A policy that can compute elsewhere, as every `torch.nn.Module` can. Attacks follow it if it has a `device`."""
+    """A policy that can compute elsewhere, as every `torch.nn.Module` can. Attacks on it compute where it has its
+    parameters, or where its `device` (`torch.device`) says."""
 
     def to(self, device: str) -> object:
         """Move to a torch device: cpu or cuda."""

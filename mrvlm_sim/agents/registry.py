@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,6 +25,7 @@ from mrvlm_sim.sim.suite_env import SuiteEnv
 from mrvlm_sim.tasks import environment_card, split_settings
 
 PLUGINS = "mrvlm_sim.policies"  # group of entry points
+SET = re.compile(r"[^\[\]]+\[[^\[\]]+\]")  # NAME[KEY=VALUE]
 ADDRESSES = ("ws://", "wss://")
 BASELINES: dict[str, Callable[[], Policy]] = {"expert": ScriptedExpert, "random": RandomPolicy, "noop": NoOpPolicy}
 Identity = dict[str, Any]
@@ -97,7 +99,10 @@ def load_policy(reference: str, trust_pickle: bool = False, device: str = CPU) -
     """
     policy = _kind(reference).load(reference, trust_pickle)
     if device != CPU and isinstance(policy, Movable):
-        policy.to(device)
+        try:
+            policy.to(device)
+        except Exception as error:
+            raise UserError(f"{reference} cannot compute on {device}: {type(error).__name__}: {error}") from error
     return policy
 
 
@@ -161,13 +166,17 @@ def _build(reference: str) -> Policy:
 def _folder_name(reference: str) -> str:
     path, settings = _settings_apart(reference)
     folder = Path(path).resolve()
-    name = folder.parent.name if folder.name == "policy" else folder.name  # `train` calls its result `policy`
-    return f"{name}[{', '.join(f'{key}={value}' for key, value in settings.items())}]" if settings else name
+    # `train` calls its result `policy`
+    return _with_settings(folder.parent.name if folder.name == "policy" else folder.name, settings)
 
 
 def _settings_apart(reference: str) -> tuple[str, dict[str, Any]]:
     """An arm or a folder, and what is set of it, as in `uniform-49[execute=1]`."""
-    return (reference, {}) if Path(reference).exists() else split_settings(reference)
+    return split_settings(reference) if SET.fullmatch(reference) and not Path(reference).exists() else (reference, {})
+
+
+def _with_settings(name: str, settings: Mapping[str, Any]) -> str:
+    return f"{name}[{';'.join(f'{key}={value}' for key, value in settings.items())}]" if settings else name
 
 
 def _trained(reference: str) -> tuple[Path, dict[str, Any]]:
@@ -210,6 +219,7 @@ KINDS = (  # the first that is meant is taken
     Kind(  # arm
         meant=lambda name: _settings_apart(name)[0] in arm_cards(),
         load=lambda name, _: _load_trained(name),
+        name=lambda name: _with_settings(*_settings_apart(name)),
         identity=lambda name, _: _card_identity(name),
     ),
     Kind(

@@ -219,7 +219,7 @@ def rings(
     moments = {name: sample_moments(each, env, looks, seed) for name, each in policies.items()}
     identities = {policy_name(each): short_identity(policy_identity(each)) for each in policy}
     found = ring_looks(policies, moments, threat, fovy, seed, attack)
-    found = found.assign(environment=env, attack=attack, steps=steps, draws=draws)
+    found = found.assign(environment=env, attack=attack, steps=steps, draws=draws, device=where)
     found["identity"] = found["policy"].map(identities)
     folder = output or runs_folder() / f"rings-{split_settings(env)[0].replace('/', '-')}"
     shown = pretty_rings(write_rings(folder, found))

@@ -84,12 +84,13 @@ def evaluate(
     limit, folders, failed = (max_episodes if until_decided else episodes), dict[str, Path](), False
     environments = chosen_environments(env, settings or [])
     arms, plans = policy or shipped_arms(environments), dict[str, Plan]()
+    where = torch_device(Device.CPU if cluster and device is Device.AUTO else device)
     for name in environments:
         policies = arms or shipped_arms([name])
         if baselines:
             policies = [*policies, *(other for other in fitting_baselines(name) if other not in policies)]
         meant = reference_among(map(policy_name, policies), reference)
-        how = video, meant, trust_pickle, torch_device(device)
+        how = video, meant, trust_pickle, where
         plans[name] = Plan(name, tuple(policies), tuple(conditions), seed, limit, *how)
     for name, plan in plans.items():
         folder = output / split_settings(name)[0] if output is not None and len(environments) > 1 else output

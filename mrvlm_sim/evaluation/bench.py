@@ -123,9 +123,9 @@ def _decision(name: str, device: str, batch: int) -> Callable[[], object]:
 
 def _training_step(name: str, device: str) -> Callable[[], object]:
     card, _ = arm_card(name)
+    network = PolicyNetwork(card.cameras, card.network).to(device)
     with torch.device(device):
-        network = PolicyNetwork(card.cameras, card.network)
-        batch = _training_batch(card.cameras, network.config, device)
+        batch = _training_batch(card.cameras, network.config)
     optimiser = torch.optim.AdamW(network.parameters(), fused=True)
 
     def step() -> None:
@@ -138,14 +138,14 @@ def _training_step(name: str, device: str) -> Callable[[], object]:
     return step
 
 
-def _training_batch(cameras: Mapping[str, Pyramid], config: NetworkConfig, device: str) -> Batch:
+def _training_batch(cameras: Mapping[str, Pyramid], config: NetworkConfig) -> Batch:
     """What one step learns from: noise, on torch's default device."""
-    boxes = {c: torch.from_numpy(p.token_boxes(p.centred())).to(device) for c, p in cameras.items()}
+    boxes = {c: torch.tensor(p.token_boxes(p.centred())) for c, p in cameras.items()}
     return Batch(
         tokens={c: torch.rand(BATCH, p.tokens, p.patch**2 * 3) for c, p in cameras.items()},
         boxes={c: each.expand(BATCH, -1, -1) for c, each in boxes.items()},
         proprio=torch.zeros(BATCH, config.proprio_size),
-        words=encode_words([INSTRUCTION] * BATCH).to(device),
+        words=encode_words([INSTRUCTION] * BATCH),
         actions=torch.zeros(BATCH, config.chunk, config.action_size),
         valid=torch.ones(BATCH, config.chunk, dtype=torch.bool),
         landmarks=torch.zeros(BATCH, config.landmarks, 3),

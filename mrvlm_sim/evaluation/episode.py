@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mrvlm_sim.agents.policy import CPU, EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
+from mrvlm_sim.agents.policy import EpisodeStart, Policy, batch_of_one, check_actions, requirements_of
 from mrvlm_sim.agents.registry import load_policy
 from mrvlm_sim.evaluation.condition import Condition
 from mrvlm_sim.evaluation.moments import sample_moments
 from mrvlm_sim.metrics.attacks import ATTACKS, Attack, Surrogate, Victim, make_mask
-from mrvlm_sim.metrics.attacks.base import Prepared
+from mrvlm_sim.metrics.attacks.base import Prepared, device_of
 from mrvlm_sim.metrics.attacks.directed import Directed, load_adversary
 from mrvlm_sim.metrics.attacks.gradient import GradientAttack
 from mrvlm_sim.seeding import generator, integer_seed
@@ -197,8 +197,7 @@ def surrogate_of(reference: str, victim: Victim) -> Victim:
     Raises:
         UserError: there is none of that name, it gives no gradients, or it looks through other cameras.
     """
-    device = getattr(victim.policy, "device", CPU)
-    other = victim_of(load_policy(reference, device=str(device)), victim.env)
+    other = victim_of(load_policy(reference, device=str(device_of(victim.policy))), victim.env)
     return replace(other, policy=Surrogate(other.policy, other.pyramids, victim.pyramids, reference))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mrvlm_sim.agents.policy import CPU
+from mrvlm_sim.agents.policy import CPU, Movable
 from mrvlm_sim.agents.registry import policy_identity, policy_name
 from mrvlm_sim.errors import UserError
 from mrvlm_sim.evaluation.cascade import cascade
@@ -60,10 +60,11 @@ class Evaluation:
             self.store.agree("environment", plan.environment, environment_identity(plan.environment))
             for name, policy in policies.items():
                 described = {"identity": identities[name], "cost": policy_cost(policy), **eyes_of(policy)}
-                self.store.agree("policy", name, described | ({"device": plan.device} if plan.device != CPU else {}))
+                moved = plan.device != CPU and isinstance(policy, Movable)
+                self.store.agree("policy", name, described | ({"device": plan.device} if moved else {}))
             for condition in plan.conditions:
                 self.store.agree("condition", condition.name, condition_identity(condition))
-            session = provenance(plan.environment, self.workers) | {"cluster": cluster, "device": plan.device}
+            session = provenance(plan.environment, self.workers, plan.device) | {"cluster": cluster}
             self.store.note_session(session | {"until_decided": until_decided, "until_broken": until_broken})
             self.store.plan(job_key(job) for job in planned if not (until_decided or until_broken))
             if retry_errors:

@@ -56,6 +56,8 @@ def loop_bound_gate(rows: pd.DataFrame, conditions: Mapping[str, Mapping[str, An
     attacked = rows[rows["condition"].isin(bounds)]
     if attacked.empty:
         return Gate(LOOP_BOUND, None, "")
+    if errors := int((attacked["error"] != "").sum()):
+        return Gate(LOOP_BOUND, None, f"{errors} episodes ended in errors")
     excess = int((attacked["largest_change"] - attacked["condition"].map(bounds)).max())
     return Gate(LOOP_BOUND, excess <= 0, f"{excess:+d} sensor values over the bound, {len(attacked)} episodes")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mrvlm_sim.agents.policy import CPU
 from mrvlm_sim.evaluation.cascade import episodes_of, lost
 from mrvlm_sim.evaluation.condition import attack_size
 from mrvlm_sim.evaluation.published import publish
@@ -84,6 +85,8 @@ def session_notes(sessions: Sequence[dict[str, Any]]) -> list[str]:
     for package in dict.fromkeys(name for session in sessions for name in session["versions"]):
         if len(found := {session["versions"].get(package, "none") for session in sessions}) > 1:
             notes.append(f"made with several versions of {package}: {', '.join(sorted(found))}")
+    if (found := {session.get("device", CPU) for session in sessions}) != {CPU} and sessions:
+        notes.append(f"policies computed on {', '.join(sorted(found))}")
     if len(found := {session["renderer"] for session in sessions}) > 1:
         notes.append(f"made with several renderers: {', '.join(sorted(found))}")
     return notes

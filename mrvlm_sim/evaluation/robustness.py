@@ -141,7 +141,7 @@ def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condit
 def unfit_notes(policies: Mapping[str, Policy], conditions: Sequence[Condition]) -> list[str]:
     """What fits the policies that see, but that some of the attacks do not fit."""
     amiss = {
-        name: [condition for condition in conditions if not condition.applies_to(policy)]
+        name: [c for c in conditions if c.attack is not None and not c.applies_to(policy)]
         for name, policy in policies.items()
         if requirements_of(policy).cameras
     }
@@ -151,7 +151,8 @@ def unfit_notes(policies: Mapping[str, Policy], conditions: Sequence[Condition])
 def _unfit(name: str, amiss: Sequence[Condition]) -> str:
     without = ", ".join(attack for attack, kind in ATTACKS.items() if not kind.white_box)
     named = ", ".join(dict.fromkeys(str(condition.attack) for condition in amiss))
-    return f"{name} gives no gradients for {named}; what fits it is {without}, or attacks from a surrogate"
+    fitting = f"{without}, or attacks from an arm: mrvlm-sim attack --surrogate"
+    return f"{name} gives no gradients for {named}; what fits it is {fitting}"
 
 
 def _strangers(name: str, policy: Policy, adversaries: set[Any]) -> list[str]:

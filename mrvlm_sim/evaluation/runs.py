@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mrvlm_sim.agents.policy import CPU, Policy
 from mrvlm_sim.agents.registry import load_for, policy_identity, policy_name
 from mrvlm_sim.agents.trained import sha256
@@ -163,12 +165,18 @@ def check_alike(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         )
 
 
-def provenance(environment: str, workers: int | None) -> dict[str, Any]:
+def device_name(device: str) -> str:
+    """A torch device, with the model of the GPU."""
+    return f"{device}: {torch.cuda.get_device_name()}" if device != CPU and torch.cuda.is_available() else device
+
+
+def provenance(environment: str, workers: int | None, device: str = CPU) -> dict[str, Any]:
     """What this process is and depends on."""
     return {
         "command": " ".join(["mrvlm-sim", *sys.argv[1:]]),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "workers": workers,
+        "device": device_name(device),
         "gl_backend": os.environ.get("MUJOCO_GL", ""),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

@@ -36,12 +36,19 @@ def with_settings(name: str, settings: Iterable[str]) -> str:
 
 
 def split_settings(reference: str) -> tuple[str, dict[str, Any]]:
-    """The name of the environment, and the values that were set; text need not be quoted."""
+    """The name of the environment, and the values that were set; text need not be quoted.
+
+    Raises:
+        UserError: a value is set twice.
+    """
     name, bracket, inside = reference.partition("[")
     if not bracket:
         return name, {}
     pairs = [pair.partition("=") for pair in re.split(OUTSIDE_QUOTES, inside.removesuffix("]"))]
-    return name, {knob.strip(): _value(text.strip()) for knob, _, text in pairs}
+    knobs = [knob.strip() for knob, *_ in pairs]
+    if doubled := {knob for knob in knobs if knobs.count(knob) > 1}:
+        raise UserError(f"{reference} sets {', '.join(sorted(doubled))} twice; set each once")
+    return name, {knob: _value(text.strip()) for knob, (*_, text) in zip(knobs, pairs, strict=True)}
 
 
 def apply_settings(

@@ -21,7 +21,6 @@ from mrvlm_sim.sim.suite_env import Observation, SuiteEnv
 from mrvlm_sim.vision import Pyramid
 from mrvlm_sim.wrappers.tokens import Frames
 
-ROUNDING = 0.5  # sensor values by which a proposal may miss the bound
 TensorFrames = dict[str, Tensor]  # camera -> float (S, S, 3) in [0, 1]
 Origins = dict[str, np.ndarray]  # camera -> int64 (K, levels, 2), corners of the cutouts in K draws of the jitter
 
@@ -67,9 +66,18 @@ class Victim:
     env: SuiteEnv | None = None  # for attackers that know what is where
 
 
-def tensors(frames: Frames, policy: object = None) -> TensorFrames:
-    """Frames as a policy takes them for `action_chunks`, on its device if it names one."""
-    device = getattr(policy, "device", None)
+def device_of(policy: object) -> torch.device:
+    """Where a policy computes: its `device`, or that of its parameters; the CPU if it says neither."""
+    named = getattr(policy, "device", None)
+    if isinstance(named, torch.device):
+        return named
+    parameter = next(policy.parameters(), None) if isinstance(policy, torch.nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def tensors(frames: Frames, policy: object) -> TensorFrames:
+    """Frames as a policy takes them for `action_chunks`, where it computes."""
+    device = device_of(policy)
     return {c: torch.from_numpy(frame.astype(np.float32) / 255).to(device) for c, frame in frames.items()}
 
 
@@ -147,15 +155,15 @@ class Attack(ABC):
         if proposed.shape != clean.shape or not np.isfinite(proposed).all():
             wrong = f"shape {proposed.shape}" if proposed.shape != clean.shape else "values that are not finite"
             raise ValueError(f"{type(self).__name__} proposed {wrong}; an attack gives finite frames {clean.shape}")
-        change = proposed * 255 - clean
+        change = np.rint(proposed * 255) - clean
         if self.mask is not None:
             change[~self.mask(clean.shape[0])] = 0
-        if (furthest := float(np.abs(change).max())) > 255 * self.threat.eps + ROUNDING:
+        if (furthest := int(np.abs(change).max())) > np.ceil(255 * self.threat.eps - 1e-6):  # eps, rounded either way
             raise ValueError(
-                f"{type(self).__name__} proposed a change of {furthest:.1f}/255, the bound is {bound}/255; "
+                f"{type(self).__name__} proposed a change of {furthest}/255, the bound is {bound}/255; "
                 "an attack keeps within threat.eps by itself"
             )
-        attacked = np.clip(clean + np.clip(np.rint(change), -bound, bound), 0, 255).astype(np.uint8)
+        attacked = np.clip(clean + np.clip(change, -bound, bound), 0, 255).astype(np.uint8)
         largest = int(np.abs(attacked.astype(np.int16) - clean).max())
         if largest > bound:
             raise AssertionError(f"attack changed a pixel by {largest}/255, the bound is {bound}/255")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrvlm_sim.errors import UserError
-from mrvlm_sim.metrics.attacks.base import DifferentiablePolicy, EncodingPolicy, Origins
+from mrvlm_sim.metrics.attacks.base import DifferentiablePolicy, EncodingPolicy, Origins, device_of
 from mrvlm_sim.sim.suite_env import Observation
 from mrvlm_sim.vision import Pyramid
 
@@ -31,7 +31,7 @@ class Surrogate:
                 f"surrogate {name} looks through {theirs}, the attacked policy through {ours}; take another"
             )
         self.policy, self.pyramids = policy, dict(pyramids)
-        self.device = getattr(policy, "device", None)
+        self.device = device_of(policy)
 
     def action_chunks(self, frames: Mapping[str, Tensor], origins: Origins, observation: Observation) -> Tensor:
         """See `DifferentiablePolicy`."""
