@@ -24,6 +24,7 @@ from mrvlm_sim.vision import Pyramid
 NORMALISATIONS = ("sensor pixels", "solid angle", "energy")
 RINGS, REDRAWS = 4, 8
 LOOKS = "rings-looks.csv"
+APART = 0.012  # of policies in the picture, so that their intervals do not hide each other
 RING = ("policy", "normalisation", "inner", "outer", "eps")
 Ring = tuple[float, float]  # eccentricity in half-widths of the frame, from and to
 
@@ -148,15 +149,17 @@ def draw_rings(table: pd.DataFrame, path: Path) -> None:
     """Harm against eccentricity, one panel for every normalisation, one line for every policy."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(NORMALISATIONS), 3.6), layout="constrained")
+    figure = Figure(figsize=(4 * len(NORMALISATIONS), 4), layout="constrained")
     axes = figure.subplots(1, len(NORMALISATIONS), sharey=True)
     for axis, normalisation in zip(axes, NORMALISATIONS, strict=True):
-        for policy, lines in table[table["normalisation"] == normalisation].groupby("policy", sort=False):
-            middle, harms = (lines["inner"] + lines["outer"]) / 2, 100 * lines["harm"]
+        for index, (policy, lines) in enumerate(
+            table[table["normalisation"] == normalisation].groupby("policy", sort=False)
+        ):
+            beside, harms = (lines["inner"] + lines["outer"]) / 2 + APART * index, 100 * lines["harm"]
             spread = [harms - 100 * lines["low"], 100 * lines["high"] - harms]
-            axis.errorbar(middle, harms, spread, marker="o", markersize=4, capsize=2, linewidth=1, label=policy)
+            axis.errorbar(beside, harms, spread, marker="o", markersize=4, capsize=2, linewidth=1, label=policy)
         axis.set(xlabel="eccentricity, half-widths of the frame", ylim=(0, None))
         axis.set_title(f"equal {normalisation}", fontsize=9)
     axes[0].set_ylabel("actions moved, % of their range")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
