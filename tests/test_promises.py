@@ -327,9 +327,16 @@ def test_attacks_by_adversaries_are_read_as_all_others(name: str) -> None:
     assert set(found.unmet) == set(found.efforts) == set(found.survived["policy"])
 
 
-def test_audits_that_did_not_ask_do_not_pass() -> None:
-    found = read_audit(Path(__file__).parents[1] / "results" / "robustness" / "audit-pick_place-uniform-256")
-    assert found.failed == ("APGD of twice the steps adds little", "direct over transfer from others")
+def test_audits_that_did_not_ask_do_not_pass(tmp_path: Path) -> None:
+    """As those of old, before there were these gates."""
+    published = Path(__file__).parents[1] / "results" / "robustness" / "audit-pick_place-uniform-256"
+    assert read_audit(published).failed == ()
+    for name in ("episodes.csv", "provenance.json", "ledger.csv"):
+        (tmp_path / name).write_bytes((published / name).read_bytes())
+    lines = (published / "audit.csv").read_text().splitlines(keepends=True)
+    asked = ("APGD of twice the steps", "direct over transfer from")
+    (tmp_path / "audit.csv").write_text("".join(line for line in lines if not line.startswith(asked)))
+    assert read_audit(tmp_path).failed == ("APGD of twice the steps adds little", "direct over transfer from others")
 
 
 def test_a_run_that_decides_nothing_says_so(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def device_of(policy: object) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def tensors(frames: Frames, policy: object) -> TensorFrames:
+def tensors(frames: Frames, policy: object = None) -> TensorFrames:
     """Frames as a policy takes them for `action_chunks`, where it computes."""
     device = device_of(policy)
     return {c: torch.from_numpy(frame.astype(np.float32) / 255).to(device) for c, frame in frames.items()}
