@@ -15,7 +15,7 @@ from mrvlm_sim.evaluation.published import EPISODES, PROVENANCE, publish
 from mrvlm_sim.evaluation.report import run_table
 from mrvlm_sim.evaluation.robustness import write_robustness
 from mrvlm_sim.evaluation.store import KINDS, planned_keys, read_episodes, read_parts, read_sessions
-from mrvlm_sim.evaluation.verdicts import write_verdicts
+from mrvlm_sim.evaluation.verdicts import read_audit, read_rings, write_verdicts
 
 RESULTS = Path(__file__).parents[1] / "results"
 PUBLISHED = sorted(path.parent for path in RESULTS.glob("**/provenance.json") if "runs" not in path.parts)
@@ -145,3 +145,25 @@ def test_damage_is_named(name: str, text: str, run: Path, tmp_path: Path) -> Non
     (apart / name).write_text(text)
     with pytest.raises(UserError, match=rf"{name} is damaged"):
         run_table(apart)
+
+
+def test_audits_of_old_that_did_not_ask_do_not_pass(tmp_path: Path) -> None:
+    """From before there were these gates."""
+    published = RESULTS / "robustness" / "audit-pick_place-uniform-256"
+    assert read_audit(published).failed == ()
+    folder = copied(published, tmp_path / "audit")
+    shutil.copy(published / "ledger.csv", folder)
+    lines = (published / "audit.csv").read_text().splitlines(keepends=True)
+    asked = ("APGD of twice the steps", "direct over transfer from")
+    (folder / "audit.csv").write_text("".join(line for line in lines if not line.startswith(asked)))
+    assert read_audit(folder).failed == ("APGD of twice the steps adds little", "direct over transfer from others")
+
+
+def test_what_was_left_unfinished_is_said(tmp_path: Path) -> None:
+    folder = copied(RESULTS / "robustness" / "reach-hardened-stronger", tmp_path / "audit")
+    (folder / "audit.csv").write_text("gate,,figure\n")
+    with pytest.raises(UserError, match="was not finished; the same command again makes it whole"):
+        read_audit(folder)
+    (folder / "rings-looks.csv").write_text("policy,environment,steps,draws\n")
+    with pytest.raises(UserError, match="do not say their identity; make them again"):
+        read_rings(folder)
