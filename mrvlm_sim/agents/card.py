@@ -167,6 +167,8 @@ class PolicyCard(Card):
         Raises:
             UserError: no such setting, or a value that does not fit the arm.
         """
+        if not settings:
+            return self
         for name in settings:
             if name not in SETTINGS:
                 raise unknown_name("setting of a policy", name, SETTINGS)

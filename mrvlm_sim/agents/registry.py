@@ -182,7 +182,8 @@ def _with_settings(name: str, settings: Mapping[str, Any]) -> str:
 def _trained(reference: str) -> tuple[Path, dict[str, Any]]:
     """The folder of an arm or of another trained policy, and what is set of it."""
     name, settings = _settings_apart(reference)
-    return arm_cards()[name].parent if name in arm_cards() else Path(name), settings
+    card = arm_cards().get(name)
+    return card.parent if card else Path(name), settings
 
 
 def _load_trained(reference: str) -> Policy:

@@ -60,9 +60,12 @@ Computing = Annotated[
 
 def torch_device(device: Device) -> str:
     """The device that was asked for, as torch calls it; `auto` takes CUDA where there is one."""
+    if device is Device.CPU:
+        return device.value
     import torch
 
-    available = torch.cuda.is_available()
-    if device is Device.CUDA and not available:
+    if torch.cuda.is_available():
+        return Device.CUDA.value
+    if device is Device.CUDA:
         raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or see mrvlm-sim doctor")
-    return "cuda" if available and device is not Device.CPU else "cpu"
+    return Device.CPU.value

@@ -127,7 +127,7 @@ def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condit
             for surrogate in {condition.surrogate for condition in attacks} - {None}:
                 surrogate_of(str(surrogate), victim_of(policy))
         notes += _strangers(name, policy, {condition.adversary for condition in attacks} - {None})
-        amiss = [condition for condition in attacks if not condition.applies_to(policy)]
+        amiss = _amiss(policy, attacks)
         fitting = fitting or len(amiss) < len(attacks)
         if not requirements_of(policy).cameras:
             notes.append(f"{name} sees nothing that could be attacked")
@@ -140,12 +140,13 @@ def check_attackable(policies: Mapping[str, Policy], conditions: Sequence[Condit
 
 def unfit_notes(policies: Mapping[str, Policy], conditions: Sequence[Condition]) -> list[str]:
     """What fits the policies that see, but that some of the attacks do not fit."""
-    amiss = {
-        name: [c for c in conditions if c.attack is not None and not c.applies_to(policy)]
-        for name, policy in policies.items()
-        if requirements_of(policy).cameras
-    }
-    return [_unfit(name, each) for name, each in amiss.items() if each]
+    seeing = {name: policy for name, policy in policies.items() if requirements_of(policy).cameras}
+    return [_unfit(name, amiss) for name, policy in seeing.items() if (amiss := _amiss(policy, conditions))]
+
+
+def _amiss(policy: Policy, conditions: Sequence[Condition]) -> list[Condition]:
+    """The attacks that do not fit."""
+    return [condition for condition in conditions if condition.attack is not None and not condition.applies_to(policy)]
 
 
 def _unfit(name: str, amiss: Sequence[Condition]) -> str:

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from mrvlm_sim.metrics.attacks.base import Moment, Prepared, TensorFrames, tensors
+from mrvlm_sim.metrics.attacks.base import Moment, Prepared, TensorFrames, device_of, tensors
 from mrvlm_sim.metrics.attacks.gradient import BESIDE, GradientAttack
 from mrvlm_sim.metrics.attacks.regions import FreePatch, patch_places, patch_sums
 from mrvlm_sim.sim.suite_env import Observation
@@ -27,8 +27,8 @@ class Universal(GradientAttack, Prepared):
     def prepare(self, moments: Sequence[Moment]) -> None:
         """Find the change, which is kept in `prepared`, and where a patch goes that may lie anywhere."""
         eps, steps = self.threat.eps, PASSES * self.threat.steps
-        first = tensors(moments[0].frames, self.policy)
-        change = {c: self.drawn(eps, frame.shape).to(frame.device) for c, frame in first.items()}
+        device = device_of(self.policy)
+        change = {c: self.drawn(eps, frame.shape).to(device) for c, frame in moments[0].frames.items()}
         if isinstance(self.mask, FreePatch):
             self.mask.place = self._steepest_place(moments)
         for step in range(steps):
